@@ -1,0 +1,133 @@
+//! Shim to agent, over vsock port [`CONTROL_PORT`] (a Unix socket on the host's side).
+//!
+//! The agent connects out and says [`Hello`]; that is the ready signal, nobody probes. The shim answers
+//! with the [`BootPlan`]; the agent mounts, starts the workload and says [`Started`], or [`Exit`] with
+//! [`ExitCause::CouldNotStart`](crate::exit::ExitCause). Output frames come in the order they were read. [`Exit`] is the agent's last
+//! word: everything the workload wrote has been sent before it, and the agent powers the guest off
+//! only after [`KIND_EXIT_ACK`] (or when the link is gone).
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::ExitCause;
+
+/// The vsock port of the control link; the guest connects to CID 2 (the host).
+pub const CONTROL_PORT: u32 = 1024;
+/// The version both sides must share; the agent is embedded in the binary, so they always do.
+pub const VERSION: u32 = 1;
+/// Environment variable of the agent that names a Unix socket to use instead of vsock. Set only by the
+/// process launcher of test builds.
+pub const AGENT_SOCKET_ENV: &str = "III_AGENT_SOCKET";
+
+/// Agent to shim: [`Hello`].
+pub const KIND_HELLO: u8 = 1;
+/// Shim to agent: [`BootPlan`].
+pub const KIND_PLAN: u8 = 2;
+/// Agent to shim: [`Started`].
+pub const KIND_STARTED: u8 = 3;
+/// Shim to agent: [`Stop`].
+pub const KIND_STOP: u8 = 4;
+/// Agent to shim: [`Exit`].
+pub const KIND_EXIT: u8 = 5;
+/// Shim to agent: the exit is on the host's disk; power off. No payload.
+pub const KIND_EXIT_ACK: u8 = 6;
+/// Agent to shim: workload output, [`output_payload`].
+pub const KIND_STDOUT: u8 = 16;
+/// Agent to shim: workload error output, [`output_payload`].
+pub const KIND_STDERR: u8 = 17;
+
+/// The agent's first word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// [`VERSION`] of the agent.
+    pub version: u32,
+    /// The guest kernel's release, as `uname -r` says.
+    pub kernel: String,
+    /// Milliseconds since the guest's kernel started.
+    pub uptime_ms: u64,
+}
+
+/// Everything the agent needs to become the worker. Nothing of it is ever on a command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootPlan {
+    /// [`VERSION`] of the shim.
+    pub version: u32,
+    /// The guest's host name: the worker's name.
+    pub hostname: String,
+    /// What the root file system is made of.
+    pub root: RootPlan,
+    /// The worker's own process.
+    pub workload: ProcessPlan,
+}
+
+/// Where the root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RootPlan {
+    /// A read-only EROFS root disk below a writable ext4 scratch disk, joined by overlayfs.
+    Overlay {
+        /// Guest path of the root disk's block device, such as `/dev/vda`.
+        lower: String,
+        /// Guest path of the scratch disk's block device, such as `/dev/vdb`.
+        upper: String,
+    },
+    /// The agent's own surroundings, unchanged: only for the process launcher of test builds.
+    Surroundings,
+}
+
+/// A process to run in the guest, as the image's config and the worker's entry say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessPlan {
+    /// Program and arguments, never empty; a program without `/` is looked up in `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment, in order; later entries win.
+    pub env: Vec<(String, String)>,
+    /// Working directory; made when missing, as Docker does.
+    pub cwd: String,
+    /// `user`, `uid`, `user:group`, `uid:gid`... as the OCI image config's `User`; empty means root.
+    pub user: String,
+}
+
+/// Agent to shim: the workload has been executed (`execve` succeeded).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Started {
+    /// The workload's process id in the guest.
+    pub pid: u32,
+}
+
+/// Shim to agent: end the workload. A second one shortens the grace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Signal number to send to the workload's process group first.
+    pub signal: i32,
+    /// Milliseconds until SIGKILL to everything; 0 kills at once.
+    pub grace_ms: u64,
+}
+
+/// The agent's last word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exit {
+    /// Why the workload ended.
+    pub cause: ExitCause,
+    /// How long it ran, in milliseconds of the guest's monotonic clock.
+    pub uptime_ms: u64,
+}
+
+/// Payload of an output frame: `u64 nanoseconds since the Unix epoch, big endian, guest clock | bytes`.
+pub fn output_payload(at_ns: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(8 + bytes.len());
+    payload.extend_from_slice(&at_ns.to_be_bytes());
+    payload.extend_from_slice(bytes);
+    payload
+}
+
+/// Takes [`output_payload`] apart; `None` when it is too short.
+pub fn parse_output(payload: &[u8]) -> Option<(u64, &[u8])> {
+    let (at, bytes) = payload.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*at), bytes))
+}

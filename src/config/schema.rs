@@ -1,0 +1,93 @@
+//! config.yaml after reading: every default filled in, every value of its own type.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, Resources, WorkerType};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// In the order of the file; names are unique.
+    pub workers: Vec<WorkerConfig>,
+    /// Registries (`host[:port]`) that are spoken to over plain http, besides loopback ones:
+    /// `insecure_registries:` and the comma list in III_INSECURE_REGISTRIES.
+    pub insecure_registries: Vec<String>,
+    /// How long a machine outlives its daemon: `orphan_grace:`, 60 s by default.
+    pub orphan_grace: Duration,
+}
+
+/// One entry of `workers:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// `name:`, 1 to 63 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit.
+    pub name: String,
+    /// `image:` or `worker_path:` (which wins).
+    pub source: Source,
+    /// `config:` flattened and expanded, in order; or why that failed (an unset variable with file and line).
+    pub env: Result<Vec<(String, String)>, ErrorBody>,
+    /// `resources:`.
+    pub resources: Resources,
+    /// `restart:`.
+    pub restart: RestartConfig,
+    /// `stop_timeout:`, 10 s by default.
+    pub stop_timeout: Duration,
+    /// `boot_timeout:`; `None` means the default, which depends on the host.
+    pub boot_timeout: Option<Duration>,
+}
+
+/// What a worker is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An image, as the user wrote it (already checked to be a reference).
+    Oci {
+        /// `image:`.
+        image: String,
+    },
+    /// A project folder.
+    Local {
+        /// `worker_path:`, absolute.
+        path: PathBuf,
+    },
+    /// Neither: kept and listed, cannot be started.
+    None,
+}
+
+impl WorkerConfig {
+    /// The TYPE column.
+    pub fn worker_type(&self) -> WorkerType {
+        match self.source {
+            Source::Oci { .. } => WorkerType::Oci,
+            Source::Local { .. } => WorkerType::Local,
+            Source::None => WorkerType::Config,
+        }
+    }
+}
+
+/// When a worker that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// Whatever the end, and also when a new daemon finds it stopped by the user.
+    Always,
+    /// Whatever the end, until the user stops it.
+    UnlessStopped,
+    /// Only after a failure.
+    OnFailure,
+    /// Never by itself.
+    Never,
+}
+
+/// `restart:` in full; `restart: on-failure` is short for its `policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartConfig {
+    /// `policy:`, `unless-stopped` by default.
+    pub policy: RestartPolicy,
+    /// `max_restarts:`; `None` retries for ever at the cap.
+    pub max_restarts: Option<u32>,
+    /// `delay:`, 250 ms: the second restart's delay (the first is at once), doubled each time.
+    pub delay: Duration,
+    /// `max_delay:`, 30 s: the cap.
+    pub max_delay: Duration,
+    /// `reset_after:`, 60 s of running well set the count back to zero.
+    pub reset_after: Duration,
+}

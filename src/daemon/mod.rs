@@ -1,0 +1,1 @@
+//! The daemon: socket, routes, signals.

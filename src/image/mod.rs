@@ -1,0 +1,6 @@
+//! From a reference to a root disk: resolve, pull, verify, build.
+//!
+//! `reference` and `registry` speak to the outside, `layer` and `tree` apply layers in memory, `erofs`
+//! writes the root disk, `store` keeps blobs and disks and lets one process do each job.
+
+pub mod types;

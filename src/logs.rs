@@ -1,0 +1,93 @@
+//! The newest log records of a worker in memory, for followers; the log files hold the rest.
+//!
+//! Bytes never travel as actor messages: the machine's link pushes here, readers read here.
+
+pub mod disk;
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use iii_protocol::log::LogRecord;
+use tokio::sync::watch;
+
+/// Payload bytes a ring holds by default.
+pub const DEFAULT_RING_BYTES: usize = 256 * 1024;
+
+/// A bounded run of consecutive records, addressed by their numbers.
+#[derive(Debug)]
+pub struct LogRing {
+    inner: Mutex<Inner>,
+    next: watch::Sender<u64>,
+    limit_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: VecDeque<LogRecord>,
+    bytes: usize,
+}
+
+/// What a reader gets for "from record N on".
+#[derive(Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// These, in order; possibly none, when N is still to come.
+    Records(Vec<LogRecord>),
+    /// N is older than the ring: records before this number are in the log files only.
+    Expired {
+        /// The oldest number in the ring.
+        oldest: u64,
+    },
+}
+
+impl LogRing {
+    /// An empty ring that holds `limit_bytes` of output.
+    pub fn new(limit_bytes: usize) -> LogRing {
+        LogRing { inner: Mutex::default(), next: watch::Sender::new(0), limit_bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A reader that panicked cannot have left the ring half changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the newest record. A gap in the numbers (a slow link) drops what is older than the gap; a
+    /// record that is here already is ignored.
+    pub fn push(&self, record: LogRecord) {
+        let mut inner = self.lock();
+        if let Some(last) = inner.records.back() {
+            if record.seq <= last.seq {
+                return;
+            }
+            if record.seq != last.seq + 1 {
+                inner.records.clear();
+                inner.bytes = 0;
+            }
+        }
+        let next = record.seq + 1;
+        inner.bytes += record.bytes.len();
+        inner.records.push_back(record);
+        while inner.bytes > self.limit_bytes && inner.records.len() > 1 {
+            if let Some(old) = inner.records.pop_front() {
+                inner.bytes -= old.bytes.len();
+            }
+        }
+        drop(inner);
+        self.next.send_replace(next);
+    }
+
+    /// Number of the next record to come; changes wake followers.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.next.subscribe()
+    }
+
+    /// Up to `max` records from number `from` on.
+    pub fn read(&self, from: u64, max: usize) -> Chunk {
+        let inner = self.lock();
+        let Some(oldest) = inner.records.front().map(|r| r.seq) else { return Chunk::Records(Vec::new()) };
+        if from < oldest {
+            return Chunk::Expired { oldest };
+        }
+        let skip = usize::try_from(from - oldest).unwrap_or(usize::MAX);
+        Chunk::Records(inner.records.iter().skip(skip).take(max).cloned().collect())
+    }
+}

@@ -1,0 +1,1 @@
+//! Log files: written by the shim, read by everybody.

@@ -1,0 +1,6 @@
+//! Machines: what one is made of, how it is launched, watched and ended.
+//!
+//! `launcher` is what the actors see; `shim` is the process that owns one machine; `krun` enters libkrun.
+
+pub mod launcher;
+pub mod spec;
