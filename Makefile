@@ -1,5 +1,7 @@
 # `make test` and `make demo` set up what they need by themselves; `make help` lists the rest.
 CARGO ?= cargo
+# What tests find the images in.
+export III_TEST_IMAGES ?= $(or $(III_CACHE),$(HOME)/.cache/iii-dev)/images
 FEATURES := --features process-launcher
 
 .DEFAULT_GOAL := help
