@@ -5,6 +5,8 @@ export III_TEST_IMAGES ?= $(or $(III_CACHE),$(HOME)/.cache/iii-dev)/images
 FEATURES := --features process-launcher
 
 .DEFAULT_GOAL := help
+# One after the other: cargo and the emulated host each take the whole machine.
+.NOTPARALLEL:
 .PHONY: help setup build images fmt lint test test-fast test-kvm demo
 
 help: ## This list
