@@ -3,4 +3,8 @@
 //! `reference` and `registry` speak to the outside, `layer` and `tree` apply layers in memory, `erofs`
 //! writes the root disk, `store` keeps blobs and disks and lets one process do each job.
 
+pub mod build;
+mod erofs;
+mod layer;
+mod tree;
 pub mod types;
