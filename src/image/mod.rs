@@ -4,7 +4,13 @@
 //! writes the root disk, `store` keeps blobs and disks and lets one process do each job.
 
 pub mod build;
+mod detached;
+pub mod digest;
 mod erofs;
+pub mod error;
 mod layer;
+pub mod reference;
+mod registry;
+pub mod store;
 mod tree;
 pub mod types;
