@@ -5,6 +5,16 @@ use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, Resources, WorkerType};
 
+/// `orphan_grace:` when the file does not say.
+pub const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(60);
+/// `stop_timeout:` when the file does not say.
+pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `resources:` when the file does not say: 2048 MiB, 2 virtual CPUs, 16 GiB of scratch disk.
+pub fn default_resources() -> Resources {
+    Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 }
+}
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -90,4 +100,16 @@ pub struct RestartConfig {
     pub max_delay: Duration,
     /// `reset_after:`, 60 s of running well set the count back to zero.
     pub reset_after: Duration,
+}
+
+impl Default for RestartConfig {
+    fn default() -> RestartConfig {
+        RestartConfig {
+            policy: RestartPolicy::UnlessStopped,
+            max_restarts: None,
+            delay: Duration::from_millis(250),
+            max_delay: Duration::from_secs(30),
+            reset_after: Duration::from_secs(60),
+        }
+    }
 }

@@ -1,0 +1,457 @@
+//! Text of config.yaml to [`Config`]: every rule of the file, every error at its place.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, ErrorCode, Resources};
+
+use super::env;
+pub use super::error::ConfigError;
+use super::error::{Problem, line_of};
+use super::fields::{Fields, Missing, Values, Vars};
+use super::schema::{
+    Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, RestartConfig, RestartPolicy, Source, WorkerConfig,
+    default_resources,
+};
+use super::suggest::suggest;
+use super::tree::{self, Entry, Node, Value};
+use super::units::{SizeText, duration, size};
+use crate::fsutil::PathError;
+
+/// Comma list of registries spoken to over plain http, besides those in the file.
+pub const INSECURE_REGISTRIES_ENV: &str = "III_INSECURE_REGISTRIES";
+/// Longest worker name.
+pub const MAX_NAME_CHARS: usize = 63;
+/// Worker names that begin like this would collide with files of the daemon's own.
+const RESERVED_PREFIX: &str = "iii.";
+/// Longest image reference.
+const MAX_IMAGE_CHARS: usize = 512;
+/// Least and most memory of a machine, MiB.
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1024 * 1024;
+/// Least and most virtual CPUs that can be asked for; the host's number limits it further.
+const CPUS: std::ops::RangeInclusive<u8> = 1..=64;
+/// Least and most scratch disk, MiB.
+const DISK_MIB: std::ops::RangeInclusive<u64> = 64..=64 * 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
+
+// `rootfs` is found in existing files; it chose between layouts that are one now.
+const TOP_KEYS: &[&str] = &["workers", "modules", "insecure_registries", "orphan_grace", "rootfs"];
+const WORKER_KEYS: &[&str] =
+    &["name", "image", "worker_path", "config", "resources", "restart", "stop_timeout", "boot_timeout"];
+const RESOURCE_KEYS: &[&str] = &["memory", "cpus", "disk"];
+const RESTART_KEYS: &[&str] = &["policy", "max_restarts", "delay", "max_delay", "reset_after"];
+const POLICIES: &[(&str, RestartPolicy)] = &[
+    ("always", RestartPolicy::Always),
+    ("unless-stopped", RestartPolicy::UnlessStopped),
+    ("on-failure", RestartPolicy::OnFailure),
+    ("never", RestartPolicy::Never),
+];
+
+/// Reads and validates a file, with the variables of this process.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = read(path)?;
+    parse(&text, path, &|name| std::env::var(name).ok())
+}
+
+/// The text of a config file, not longer than is ever accepted.
+pub(super) fn read(path: &Path) -> Result<String, PathError> {
+    use std::io::Read as _;
+    let read = || {
+        let mut text = String::new();
+        // One byte more, so that a file that is too long is seen as such.
+        std::fs::File::open(path)?.take(tree::MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().map_err(PathError::new("read", path))
+}
+
+/// Validates `text`. `path` is for messages, and relative `worker_path:` values start from its folder.
+/// `vars` answers what an environment variable holds.
+pub fn parse(text: &str, path: &Path, vars: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+    let reader = Reader { text, path, base: base_folder(path), vars };
+    reader.config().map_err(|problem| problem.in_file(text, path))
+}
+
+fn base_folder(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.parent().map(Path::to_owned).unwrap_or(path)
+}
+
+/// Whether `name` may name a worker; the error says what is wrong with it.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let rule =
+        "a worker's name is 1 to 63 of the characters a-z A-Z 0-9 . _ - and starts with a letter or a digit";
+    if name.starts_with(RESERVED_PREFIX) {
+        return Err(format!("names that start with `{RESERVED_PREFIX}` are kept for iii itself"));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(allowed)
+        && name.len() <= MAX_NAME_CHARS;
+    if valid { Ok(()) } else { Err(format!("`{}` cannot be a name: {rule}", name.escape_debug())) }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+    base: PathBuf,
+    vars: Vars<'a>,
+}
+
+impl Reader<'_> {
+    fn config(&self) -> Result<Config, Problem> {
+        match tree::parse(self.text)?.filter(|root| !root.is_null()) {
+            Some(root) => self.top(&root),
+            None => self.top(&Node::empty_map()),
+        }
+    }
+
+    fn top(&self, root: &Node) -> Result<Config, Problem> {
+        let top = Fields::of(root, "at the top of the file", TOP_KEYS)?;
+        if let (Some(workers), Some(modules)) = (top.entry("workers"), top.entry("modules")) {
+            let message = "`modules` is the old name of `workers`; the file has both";
+            return Err(Problem::at(modules.key_span, message).also(workers.key_span, "the other one"));
+        }
+        let mut values = Values::new(self.vars);
+        let orphan_grace = match top.get("orphan_grace") {
+            Some(node) => values.parsed(node, "orphan_grace", "a duration", duration)?,
+            None => None,
+        };
+        let mut insecure_registries = match top.get("insecure_registries") {
+            Some(node) => registries(node, &mut values)?,
+            None => Vec::new(),
+        };
+        self.registries_of_environment(&mut insecure_registries)?;
+        if let Some(missing) = values.missing.first() {
+            let message =
+                format!("`{}` needs the variable `{}`, which is not set", missing.key, missing.variable);
+            return Err(Problem::at(missing.span, message).hint(how_to_set(&missing.variable)));
+        }
+        let workers = match top.get("workers").or_else(|| top.get("modules")) {
+            Some(node) => self.workers(node)?,
+            None => Vec::new(),
+        };
+        Ok(Config {
+            workers,
+            insecure_registries,
+            orphan_grace: orphan_grace.unwrap_or(DEFAULT_ORPHAN_GRACE),
+        })
+    }
+
+    fn registries_of_environment(&self, into: &mut Vec<String>) -> Result<(), Problem> {
+        let list = (self.vars)(INSECURE_REGISTRIES_ENV).unwrap_or_default();
+        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            check_registry(name)
+                .map_err(|e| Problem::unplaced(format!("the variable {INSECURE_REGISTRIES_ENV}: {e}")))?;
+            push_new(into, name.to_owned());
+        }
+        Ok(())
+    }
+
+    fn workers(&self, node: &Node) -> Result<Vec<WorkerConfig>, Problem> {
+        let Value::List { items, .. } = &node.value else {
+            let message = format!("`workers`: expected a list, found {}", node.kind());
+            return Err(Problem::at(node.span, message).hint("each worker is an item: `- name: ...`"));
+        };
+        let mut seen = HashMap::new();
+        let mut workers = Vec::with_capacity(items.len());
+        for item in items {
+            let worker = self.worker(item)?;
+            let place = item.get("name").map_or(item.span, |name| name.span);
+            if let Some(earlier) = seen.insert(worker.name.clone(), place) {
+                let message = format!("there are two workers named `{}`", worker.name);
+                return Err(Problem::at(place, message).also(earlier, "first here"));
+            }
+            workers.push(worker);
+        }
+        Ok(workers)
+    }
+
+    fn worker(&self, item: &Node) -> Result<WorkerConfig, Problem> {
+        // The name first, for the messages about everything else.
+        let place = match item.get("name").and_then(Node::text) {
+            Some(name) => format!("in worker `{}`", name.escape_debug()),
+            None => "in an item of `workers`".to_owned(),
+        };
+        let fields = Fields::of(item, &place, WORKER_KEYS)?;
+        let name = match fields.get("name") {
+            // Not expanded: edits and commands find a worker by what is written.
+            Some(node) => Values::new(&|_| None).text(&escaped(node), "name")?.unwrap_or_default(),
+            None => return Err(Problem::at(head(item), "this worker has no `name`")),
+        };
+        check_name(&name)
+            .map_err(|message| Problem::at(fields.get("name").map_or(item.span, |n| n.span), message))?;
+
+        let mut values = Values::new(self.vars);
+        let source = self.source(&fields, &mut values)?;
+        let resources = match fields.get("resources") {
+            Some(node) => resources(node, &place, &mut values)?,
+            None => default_resources(),
+        };
+        let restart = match fields.get("restart") {
+            Some(node) => restart(node, &place, &mut values)?,
+            None => RestartConfig::default(),
+        };
+        let stop_timeout = match fields.get("stop_timeout") {
+            Some(node) => values.parsed(node, "stop_timeout", "a duration", duration)?,
+            None => None,
+        };
+        let boot_timeout = match fields.get("boot_timeout") {
+            Some(node) => {
+                values.parsed(node, "boot_timeout", "a duration", |text| match duration(text)? {
+                    Duration::ZERO => Err("expected a duration longer than zero".to_owned()),
+                    longer => Ok(longer),
+                })?
+            }
+            None => None,
+        };
+        let env = match fields.get("config") {
+            Some(node) => env::flatten(node, &mut values)?,
+            None => Vec::new(),
+        };
+        let env = if values.missing.is_empty() { Ok(env) } else { Err(self.unset(&values.missing)) };
+        let stop_timeout = stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT);
+        Ok(WorkerConfig { name, source, env, resources, restart, stop_timeout, boot_timeout })
+    }
+
+    /// `worker_path:` wins over `image:`, but both are checked.
+    fn source(&self, fields: &Fields<'_>, values: &mut Values<'_>) -> Result<Source, Problem> {
+        let image = match fields.get("image") {
+            None => None,
+            Some(node) => match values.text(node, "image")? {
+                Some(image) => {
+                    check_image(&image).map_err(|message| Problem::at(node.span, message))?;
+                    Some(image)
+                }
+                // With an unset variable the worker fails by that; what is shown is what is written.
+                None => node.text().map(str::to_owned),
+            },
+        };
+        let path = match fields.get("worker_path") {
+            None => None,
+            Some(node) => {
+                let written = values.text(node, "worker_path")?;
+                let text = written.or_else(|| node.text().map(str::to_owned)).unwrap_or_default();
+                Some(self.folder(&text))
+            }
+        };
+        Ok(match (path, image) {
+            (Some(path), _) => Source::Local { path },
+            (None, Some(image)) => Source::Oci { image },
+            (None, None) => Source::None,
+        })
+    }
+
+    fn folder(&self, text: &str) -> PathBuf {
+        let home = (self.vars)("HOME").filter(|home| !home.is_empty());
+        let path = match (text.strip_prefix('~'), home) {
+            (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+                Path::new(&home).join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(text),
+        };
+        // Takes out `.` and doubled slashes; `..` stays, since it means something else behind a link.
+        self.base.join(path).components().collect()
+    }
+
+    fn unset(&self, missing: &[Missing]) -> ErrorBody {
+        let needs: Vec<String> = missing
+            .iter()
+            .map(|m| {
+                let line = line_of(self.text, m.span.start);
+                let place = format!("{}:{line}", self.path.display());
+                format!("{place}: `{}` needs the variable `{}`, which is not set", m.key, m.variable)
+            })
+            .collect();
+        let hint = missing.first().map(|m| how_to_set(&m.variable));
+        ErrorBody { code: ErrorCode::BadConfig, message: needs.join("\n"), hint }
+    }
+}
+
+fn how_to_set(variable: &str) -> String {
+    format!("`export {variable}=...` before `iii` is started, or give it a default: `${{{variable}:-...}}`")
+}
+
+/// The same scalar with its `$` doubled, for text that is not expanded.
+fn escaped(node: &Node) -> Node {
+    let mut node = node.clone();
+    if let Value::Scalar(scalar) = &mut node.value {
+        scalar.text = scalar.text.replace('$', "$$");
+    }
+    node
+}
+
+/// The first key of an item, as the place to show for what it lacks.
+fn head(item: &Node) -> tree::Span {
+    match &item.value {
+        Value::Map { entries, .. } => entries.first().map_or(item.span, |e: &Entry| e.key_span),
+        _ => item.span,
+    }
+}
+
+fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resources, Problem> {
+    let fields = Fields::of(node, &format!("under `resources` {place}"), RESOURCE_KEYS)?;
+    let mut resources = default_resources();
+    if let Some(node) = fields.get("memory") {
+        let expected = "a number of MiB or a size such as `2GiB`";
+        if let Some(mib) = values.parsed(node, "memory", expected, |text| mib(text, true))? {
+            resources.memory_mib = in_range(mib, &MEMORY_MIB)
+                .and_then(|mib| u32::try_from(mib).map_err(|e| e.to_string()))
+                .map_err(|e| Problem::at(node.span, format!("`memory`: {e}")))?;
+        }
+    }
+    if let Some(node) = fields.get("cpus") {
+        let read = |text: &str| match text.trim().parse::<u8>() {
+            Ok(cpus) if CPUS.contains(&cpus) => Ok(cpus),
+            _ => Err(format!(
+                "expected a whole number from {} to {}, found `{text}`",
+                CPUS.start(),
+                CPUS.end()
+            )),
+        };
+        if let Some(cpus) = values.parsed(node, "cpus", "a whole number", read)? {
+            resources.cpus = cpus;
+        }
+    }
+    if let Some(node) = fields.get("disk") {
+        if let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", |text| mib(text, false))? {
+            let mib = in_range(mib, &DISK_MIB).map_err(|e| Problem::at(node.span, format!("`disk`: {e}")))?;
+            resources.disk_bytes = mib * MIB;
+        }
+    }
+    Ok(resources)
+}
+
+/// Whole MiB; a number alone is one only where `bare` says so.
+fn mib(text: &str, bare: bool) -> Result<u64, String> {
+    match size(text)? {
+        SizeText::Bare(mib) if bare => Ok(mib),
+        SizeText::Bare(n) => {
+            Err(format!("expected a size with its unit, found `{n}`; did you mean `{n}GiB`?"))
+        }
+        SizeText::Bytes(bytes) if bytes % MIB == 0 => Ok(bytes / MIB),
+        SizeText::Bytes(_) => Err(format!("`{text}` is not a whole number of MiB")),
+    }
+}
+
+fn in_range(mib: u64, range: &std::ops::RangeInclusive<u64>) -> Result<u64, String> {
+    if range.contains(&mib) {
+        return Ok(mib);
+    }
+    Err(format!("{mib} MiB is outside of what is possible, {} MiB to {} MiB", range.start(), range.end()))
+}
+
+fn restart(node: &Node, place: &str, values: &mut Values<'_>) -> Result<RestartConfig, Problem> {
+    let mut restart = RestartConfig::default();
+    if let Value::Scalar(_) = node.value {
+        if let Some(policy) = values.parsed(node, "restart", "a policy or a mapping", policy)? {
+            restart.policy = policy;
+        }
+        return Ok(restart);
+    }
+    let fields = Fields::of(node, &format!("under `restart` {place}"), RESTART_KEYS)?;
+    if let Some(node) = fields.get("policy")
+        && let Some(policy) = values.parsed(node, "policy", "a restart policy", policy)?
+    {
+        restart.policy = policy;
+    }
+    if let Some(node) = fields.get("max_restarts") {
+        let read = |text: &str| {
+            text.trim().parse::<u32>().map_err(|_| format!("expected a whole number, found `{text}`"))
+        };
+        restart.max_restarts = values.parsed(node, "max_restarts", "a whole number", read)?;
+    }
+    let mut time = |key: &str| match fields.get(key) {
+        Some(node) => values.parsed(node, key, "a duration", duration),
+        None => Ok(None),
+    };
+    let (delay, max_delay, reset_after) = (time("delay")?, time("max_delay")?, time("reset_after")?);
+    if let (Some(delay), Some(max_delay), Some(node)) = (delay, max_delay, fields.get("max_delay"))
+        && max_delay < delay
+    {
+        return Err(Problem::at(node.span, "`max_delay` is shorter than `delay`"));
+    }
+    // Only one of the two is given: the other one's default gives way.
+    restart.delay = delay.unwrap_or(restart.delay.min(max_delay.unwrap_or(Duration::MAX)));
+    restart.max_delay = max_delay.unwrap_or(restart.max_delay.max(restart.delay));
+    restart.reset_after = reset_after.unwrap_or(restart.reset_after);
+    Ok(restart)
+}
+
+fn policy(text: &str) -> Result<RestartPolicy, String> {
+    if let Some((_, policy)) = POLICIES.iter().find(|(word, _)| *word == text) {
+        return Ok(*policy);
+    }
+    let words: Vec<&str> = POLICIES.iter().map(|(word, _)| *word).collect();
+    match suggest(text, words.iter().copied()) {
+        Some(meant) => Err(format!("unknown restart policy `{text}`; did you mean `{meant}`?")),
+        None => Err(format!("unknown restart policy `{text}`; the policies are {}", words.join(", "))),
+    }
+}
+
+fn registries(node: &Node, values: &mut Values<'_>) -> Result<Vec<String>, Problem> {
+    let Value::List { items, .. } = &node.value else {
+        let message = format!("`insecure_registries`: expected a list, found {}", node.kind());
+        return Err(Problem::at(node.span, message));
+    };
+    let mut registries = Vec::new();
+    for item in items {
+        if let Some(name) = values.text(item, "insecure_registries")? {
+            check_registry(&name).map_err(|message| Problem::at(item.span, message))?;
+            push_new(&mut registries, name);
+        }
+    }
+    Ok(registries)
+}
+
+fn check_registry(name: &str) -> Result<(), String> {
+    let bare = name.split_once("://").map_or(name, |(_, rest)| rest);
+    let bare = bare.split('/').next().unwrap_or(bare);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    if name == bare && !name.is_empty() && name.chars().all(allowed) {
+        return Ok(());
+    }
+    let message = format!("`{}` is not a registry: expected `host` or `host:port`", name.escape_debug());
+    if bare != name && !bare.is_empty() && bare.chars().all(allowed) {
+        return Err(format!("{message}; did you mean `{bare}`?"));
+    }
+    Err(message)
+}
+
+fn push_new(list: &mut Vec<String>, name: String) {
+    if !list.contains(&name) {
+        list.push(name);
+    }
+}
+
+/// Only what no reference may have; the rest is the image store's to judge.
+fn check_image(image: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@+[]".contains(c);
+    if let Some(wrong) = image.chars().find(|c| !allowed(*c)) {
+        return Err(format!(
+            "`{}` is not an image reference: it contains `{}`",
+            image.escape_debug(),
+            wrong.escape_debug()
+        ));
+    }
+    if let Some((scheme, rest)) = image.split_once("://") {
+        return Err(format!("an image reference has no `{scheme}://`; did you mean `{rest}`?"));
+    }
+    if !image.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[') {
+        return Err(format!(
+            "`{image}` is not an image reference: it has to start with a letter or a digit; a project folder is given as `worker_path`"
+        ));
+    }
+    if image.len() > MAX_IMAGE_CHARS {
+        return Err(format!(
+            "an image reference has at most {MAX_IMAGE_CHARS} characters, this one has {}",
+            image.len()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;
