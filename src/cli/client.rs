@@ -113,6 +113,8 @@ impl Client {
         UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
             // No socket, or one that a killed daemon left.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon,
+            // It ended while we stood in line.
+            io::ErrorKind::ConnectionReset => ClientError::Gone(source.to_string()),
             _ => ClientError::Unreachable { path: self.socket.clone(), source },
         })
     }
@@ -208,6 +210,11 @@ impl Lines {
                 }
             }
         }
+    }
+
+    /// Whether the next line is here already.
+    pub fn has_line(&self) -> bool {
+        self.waiting.contains(&b'\n')
     }
 
     /// Like [`Lines::next`], as JSON.

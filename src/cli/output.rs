@@ -1,6 +1,7 @@
 //! What commands print: data on stdout, talk on stderr, and nothing that needs colour to be understood.
 
 use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -55,7 +56,7 @@ impl Printer {
     /// The process's own streams.
     pub fn std() -> Printer {
         Printer {
-            out: Box::new(io::stdout()),
+            out: raw_stdout(),
             err: Box::new(io::stderr()),
             out_style: Style::of(&io::stdout()),
             err_style: Style::of(&io::stderr()),
@@ -74,10 +75,21 @@ impl Printer {
         }
     }
 
-    /// Data, as it is.
-    pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.out.write_all(bytes)?;
-        self.out.flush()
+    /// Data, as it is; seen after [`Printer::flush`] at the latest.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)
+    }
+
+    /// What a worker wrote to its stderr, as it is and in order with its stdout.
+    pub fn write_error(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.flush()?;
+        self.err.write_all(bytes)
+    }
+
+    /// Shows what was written so far.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.err.flush()
     }
 
     /// A line or more of data; the last newline is added.
@@ -92,14 +104,9 @@ impl Printer {
         self.print(&text)
     }
 
-    /// What a worker wrote to its stderr, as it is.
-    pub fn error_data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.err.write_all(bytes)?;
-        self.err.flush()
-    }
-
     /// A line for the person. Never fails: a closed stderr must not keep a command from its work.
     pub fn say(&mut self, text: &str) {
+        let _ = self.out.flush();
         let _ = writeln!(self.err, "{text}").and_then(|()| self.err.flush());
     }
 
@@ -129,6 +136,15 @@ impl Printer {
             return Ok(false);
         }
         Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "" | "y" | "yes"))
+    }
+}
+
+/// Stdout with a buffer of blocks: that of `io::stdout()` would make a system call of each log line.
+fn raw_stdout() -> Box<dyn Write + Send> {
+    match io::stdout().as_fd().try_clone_to_owned() {
+        Ok(fd) => Box::new(io::BufWriter::new(std::fs::File::from(fd))),
+        // No file descriptor left: slower, but as good.
+        Err(_) => Box::new(io::stdout()),
     }
 }
 
@@ -298,6 +314,10 @@ pub(super) mod tests {
     pub(in super::super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
     impl Captured {
+        pub(in super::super) fn bytes(&self) -> Vec<u8> {
+            self.0.lock().unwrap().clone()
+        }
+
         pub(in super::super) fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
