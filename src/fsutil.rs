@@ -112,6 +112,11 @@ impl LockFile {
         write(&mut self.file).map_err(PathError::new("write", &self.path))
     }
 
+    /// The open file: whoever has it, or a duplicate of it in another process, has the lock.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     fn open(path: &Path) -> Result<File, PathError> {
         File::options()
             .read(true)

@@ -1,6 +1,21 @@
 //! Machines: what one is made of, how it is launched, watched and ended.
 //!
-//! `launcher` is what the actors see; `shim` is the process that owns one machine; `krun` enters libkrun.
+//! `launcher` is what the actors see and `shim_launcher` the real one; `shim` is the process that owns
+//! one machine, `vmm` the process that becomes it, `krun` enters libkrun.
 
+mod agent_binary;
+mod krun;
 pub mod launcher;
+mod link;
+#[cfg(feature = "process-launcher")]
+mod process;
+pub mod scratch;
+mod shim;
+mod shim_launcher;
 pub mod spec;
+mod vmm;
+mod wire;
+
+pub use shim::{CONSOLE_NAME, SHIM_LOCK, run as run_shim};
+pub use shim_launcher::ShimLauncher;
+pub use vmm::run as run_vmm;

@@ -1,1 +1,57 @@
-fn main() {}
+//! `iii-agent`: the guest's first process. It mounts, runs the workload, and reports how it ended.
+//!
+//! | file | what |
+//! |---|---|
+//! | `agent` | the life from Hello to the acknowledged Exit |
+//! | `guest/`, `surroundings` | the two platforms: a microVM's PID 1, and a plain process for tests |
+//! | `workload`, `stage`, `user`, `explain` | from a plan to a running process |
+//! | `reaper`, `output`, `stop`, `link` | what happens while it runs |
+//!
+//! Threads and no async runtime: it is small, and it blocks in four places (link, pipes, children, events).
+
+mod agent;
+mod console;
+mod error;
+mod explain;
+mod guest;
+mod link;
+mod output;
+mod platform;
+mod reaper;
+mod stage;
+mod stop;
+mod surroundings;
+mod sys;
+mod user;
+mod workload;
+
+use std::process::ExitCode;
+
+use crate::platform::Platform;
+use crate::surroundings::Surroundings;
+
+fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == stage::STAGE_NAME) {
+        stage::main();
+    }
+    // Only the first process of a guest may touch the machine; its environment is not looked at.
+    if std::process::id() == 1 {
+        return live(&mut guest::Guest::default());
+    }
+    match Surroundings::from_env() {
+        Some(mut surroundings) => live(&mut surroundings),
+        None => {
+            console::say(format_args!("this is the first process of an iii machine, not a command"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn live(platform: &mut dyn Platform) -> ExitCode {
+    let result = agent::run(platform);
+    if let Err(error) = &result {
+        console::say(format_args!("{error}"));
+    }
+    platform.power_off();
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

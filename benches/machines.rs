@@ -1,0 +1,224 @@
+//! Machines against their floor and a peer, all in one run on one host: `make bench` prints the table.
+//!
+//! Only ratios within a run mean something: the host may be emulated, and machines differ.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use iii_protocol::api::Phase;
+use iii_protocol::frame::read_frame;
+use iii_protocol::guest::KIND_HELLO;
+
+#[path = "../tests/scenarios/bed.rs"]
+mod bed;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use bed::{Bed, Tier, shell_layer};
+
+/// How machines run here.
+const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_secs(120) };
+/// Repetitions of each timed step.
+const ROUNDS: usize = 5;
+/// How long an idle daemon is watched.
+const IDLE: Duration = Duration::from_secs(20);
+/// Memory of every machine here, MiB; as the peer's default.
+const MEMORY_MIB: u32 = 512;
+
+fn binary() -> PathBuf {
+    PathBuf::from(std::env::var_os("III_BIN").expect("III_BIN names no binary: use `make bench`"))
+}
+
+fn main() {
+    let bed = Bed::new();
+    let script = "trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait $!; done";
+    let reference = bed.script_image("bench", script);
+    let resources = format!("resources: {{ memory: {MEMORY_MIB}, cpus: 1, disk: 4GiB }}");
+    bed.configure(&[bed.entry("bench", &reference, &[&resources])]);
+    let daemon = bed.daemon();
+    bed.wait_phase("bench", Phase::Running);
+    bed.wait_log("bench", "ready");
+
+    let mut rows = Vec::new();
+    let shim = bed.status("bench").and_then(|status| status.shim_pid).expect("a running machine has a shim");
+    let (wakes, cpu) = idle(daemon.pid(), IDLE);
+    rows.push(row("daemon, resident", mib(rss_kib(daemon.pid())), "15 MiB", rss_kib(daemon.pid()) <= 15 * 1024));
+    rows.push(row("daemon, idle wakes", format!("{wakes:.2} /s"), "1 /s", wakes < 1.0));
+    rows.push(row("daemon, idle CPU", format!("{:.3} %", cpu * 100.0), "", true));
+    rows.push(row("shim, resident", mib(rss_kib(shim)), "6 MiB", rss_kib(shim) <= 6 * 1024));
+    let (shim_wakes, _) = idle(shim, IDLE);
+    rows.push(row("shim, idle wakes", format!("{shim_wakes:.2} /s"), "", true));
+
+    let mut stops = Vec::new();
+    let mut starts = Vec::new();
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        bed.ok(&["worker", "stop", "bench"]);
+        stops.push(began.elapsed());
+        starts.push(cold_start(&bed));
+    }
+    bed.ok(&["worker", "stop", "bench"]);
+    let floors: Vec<Duration> = (0..ROUNDS).map(|_| floor(&bed)).collect();
+    let (start, stop, floor) = (median(starts), median(stops), median(floors));
+    rows.push(row("floor: bare libkrun to hello", seconds(floor), "", true));
+    let ratio = start.as_secs_f64() / floor.as_secs_f64();
+    rows.push(row("cold start to first log line", format!("{} = {ratio:.2} x floor", seconds(start)), "1.3 x", ratio <= 1.3));
+    match peer_stop(&bed) {
+        Ok(peer) => {
+            let ratio = stop.as_secs_f64() / peer.as_secs_f64();
+            rows.push(row("peer: msb stop", seconds(peer), "", true));
+            rows.push(row("stop", format!("{} = {ratio:.2} x peer", seconds(stop)), "0.5 x", ratio <= 0.5));
+        }
+        Err(why) => rows.push(row("stop", format!("{} (no peer: {why})", seconds(stop)), "", true)),
+    }
+    print!("{}", rows.concat());
+    daemon.stop();
+}
+
+fn row(what: &str, value: String, aim: &str, met: bool) -> String {
+    let verdict = if aim.is_empty() { String::new() } else { format!("aim <= {aim}: {}", if met { "met" } else { "MISSED" }) };
+    format!("{what:<32} {value:<32} {verdict}\n")
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.3} s", duration.as_secs_f64())
+}
+
+fn mib(kib: u64) -> String {
+    format!("{:.1} MiB", kib as f64 / 1024.0)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// From the start command's own start to the first log line in a follower's hands.
+fn cold_start(bed: &Bed) -> Duration {
+    let mut follow = bed
+        .command(&["worker", "logs", "bench", "-f", "-n", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the CLI runs");
+    let mut line = String::new();
+    let began = Instant::now();
+    let mut start = bed.command(&["worker", "start", "bench", "--no-wait"]).spawn().expect("the CLI runs");
+    BufReader::new(follow.stdout.take().expect("piped")).read_line(&mut line).expect("a log line");
+    let took = began.elapsed();
+    assert_eq!(line, "ready\n");
+    start.wait().expect("the start command ends");
+    follow.kill().expect("the follower can be killed");
+    follow.wait().expect("the follower ends");
+    took
+}
+
+/// What libkrun and the guest's kernel take by themselves, with the same agent and disks.
+fn floor(bed: &Bed) -> Duration {
+    let socket = bed.home().join("floor.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let root_disk = fs::read_dir(bed.home().join("images"))
+        .expect("images")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "erofs"))
+        .expect("a root disk");
+    let config = serde_json::json!({
+        "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
+        "scratch_disk": bed.home().join("managed/bench/scratch.ext4"), "agent_socket": socket,
+        "libkrunfw": std::env::var("III_LIBKRUNFW_PATH").expect("III_LIBKRUNFW_PATH is set by make bench"),
+    });
+    let began = Instant::now();
+    let mut vmm = Command::new(binary())
+        .arg("__vmm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the VMM starts");
+    vmm.stdin.take().expect("piped").write_all(config.to_string().as_bytes()).expect("it reads");
+    let (mut agent, _): (UnixStream, _) = listener.accept().expect("the agent connects");
+    let frame = read_frame(&mut agent).expect("a frame").expect("a frame");
+    let took = began.elapsed();
+    assert_eq!(frame.kind, KIND_HELLO);
+    vmm.kill().expect("the VMM can be killed");
+    vmm.wait().expect("the VMM ends");
+    took
+}
+
+fn proc_field(pid: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    value.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+fn rss_kib(pid: u32) -> u64 {
+    proc_field(pid, "VmRSS:")
+}
+
+/// Voluntary switches per second and the share of a CPU, over all threads.
+fn idle(pid: u32, watch: Duration) -> (f64, f64) {
+    let sample = || -> (u64, f64) {
+        let mut switches = 0;
+        let mut ticks = 0.0;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            switches += line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0);
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            ticks += fields.iter().skip(11).take(2).filter_map(|f| f.parse::<f64>().ok()).sum::<f64>();
+        }
+        (switches, ticks / 100.0)
+    };
+    let before = sample();
+    // Nothing to wait for: the absence of events is what is measured.
+    std::thread::sleep(watch);
+    let after = sample();
+    ((after.0 - before.0) as f64 / watch.as_secs_f64(), (after.1 - before.1) / watch.as_secs_f64())
+}
+
+/// The same workload stopped by the peer `msb`, in the same host.
+fn peer_stop(bed: &Bed) -> Result<Duration, String> {
+    let msb = std::env::var_os("III_BENCH_MSB").map(PathBuf::from).ok_or("III_BENCH_MSB is not set")?;
+    let archive = std::env::var_os("III_BENCH_ARCHIVE").map(PathBuf::from).ok_or("III_BENCH_ARCHIVE is not set")?;
+    let run = |args: &[&str]| -> Result<String, String> {
+        let output = Command::new(&msb)
+            .args(args)
+            .env("HOME", bed.home())
+            .env("MSB_HOME", bed.home().join("msb"))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
+        Err(format!("msb {args:?}: {}{text}", String::from_utf8_lossy(&output.stderr)))
+    };
+    run(&["load", "-i", path(&archive)])?;
+    run(&["create", "--name", "bench", "--memory", "512M", "--cpus", "1", "bench"])?;
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        run(&["start", "bench"])?;
+        let began = Instant::now();
+        run(&["stop", "bench"])?;
+        times.push(began.elapsed());
+    }
+    Ok(median(times))
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 paths")
+}
+
+/// The shared helpers are for tests too.
+#[expect(dead_code, reason = "names the helper so that the module is whole in this binary")]
+fn unused() {
+    let _ = shell_layer;
+}

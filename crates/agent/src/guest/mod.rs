@@ -1,0 +1,123 @@
+//! The microVM's first process.
+
+mod cgroup;
+mod files;
+mod loopback;
+mod mounts;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
+use nix::fcntl::{OFlag, open};
+use nix::libc::{SIGKILL, VMADDR_CID_HOST};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::stat::Mode;
+use nix::unistd::{sethostname, sync};
+
+use crate::console;
+use crate::error::StartError;
+use crate::platform::{Platform, StageSettings};
+use crate::sys;
+use crate::user::{self, Identity};
+
+/// Open files a workload may have, soft and hard: what Docker gives.
+const OPEN_FILES: u64 = 1024 * 1024;
+
+/// A guest, from an empty root folder to power off. Only ever made by process 1.
+#[derive(Debug, Default)]
+pub(crate) struct Guest {
+    /// The scratch disk's mount, which is out of reach of any path after the switch of the root.
+    scratch: Option<OwnedFd>,
+    workload: cgroup::Workload,
+}
+
+impl Platform for Guest {
+    fn connect(&self) -> io::Result<File> {
+        let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT))?;
+        Ok(File::from(socket))
+    }
+
+    fn prepare(&mut self) -> Result<(), StartError> {
+        mounts::private_root(&mut mounts::Kernel)?;
+        // A failure here costs the workload its own localhost, not the machine.
+        if let Err(error) = loopback::bring_up() {
+            console::say(format_args!("the loopback interface stays down: {error}"));
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, plan: &BootPlan) -> Result<(), StartError> {
+        let RootPlan::Overlay { lower, upper } = &plan.root else {
+            return Err(StartError::new("boot plan", "a guest needs a root disk"));
+        };
+        sethostname(&plan.hostname)
+            .map_err(|error| StartError::new("host name", format!("{}: {}", plan.hostname, error.desc())))?;
+        mounts::join_disks(&mut mounts::Kernel, lower, upper)?;
+        let scratch = open(mounts::SCRATCH, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+        self.scratch = scratch.ok();
+        mounts::enter_root(&mut mounts::Kernel)?;
+
+        files::apply_settings();
+        files::write_names(Path::new("/"), &plan.hostname);
+        self.workload = cgroup::Workload::make();
+        let owner = resolve(&plan.workload.user)?;
+        files::make_workspace(Path::new("/"), &owner)
+            .map_err(|error| StartError::new("workspace", format!("/workspace: {error}")))
+    }
+
+    fn identity(&self, user: &str) -> Result<Option<Identity>, StartError> {
+        resolve(user).map(Some)
+    }
+
+    fn stage(&self) -> StageSettings {
+        StageSettings {
+            cgroup_procs: self.workload.procs(),
+            open_files: Some(OPEN_FILES),
+            die_with_agent: false,
+        }
+    }
+
+    fn kill_everything(&self) {
+        self.workload.kill();
+        // From any other process than the guest's first this would end the host's.
+        if std::process::id() == 1 {
+            // Spares the caller; also reaches what has left the workload's cgroup.
+            let _ = sys::kill(-1, SIGKILL);
+        }
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.workload.oom_kills()
+    }
+
+    fn flush(&self) {
+        sync();
+        let Some(scratch) = &self.scratch else { return };
+        // Read-only marks the file system clean, so that the next boot has no journal to replay. It is
+        // refused while a process that could not be killed still writes; the data is safe by then.
+        let path = format!("/proc/self/fd/{}", scratch.as_raw_fd());
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let _ = mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>);
+    }
+
+    fn power_off(&self) {
+        // The VMM has no power switch: it ends when the guest resets (its kernel command line says
+        // `reboot=k`, and it watches the keyboard controller for that).
+        let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
+        console::say(format_args!("cannot power off: {}", error.desc()));
+    }
+}
+
+/// Against the image's own files; one that is missing is as good as empty.
+fn resolve(user: &str) -> Result<Identity, StartError> {
+    let read = |path| fs::read(path).unwrap_or_default();
+    user::resolve(user, &read("/etc/passwd"), &read("/etc/group")).map_err(|error| {
+        StartError::new("user", error).hint("the image's User must exist in the image, or be a number")
+    })
+}

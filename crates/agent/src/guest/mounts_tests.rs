@@ -1,0 +1,170 @@
+//! The mount plan, asserted on a recording fake: order, flags and options without a guest.
+
+use std::collections::HashSet;
+
+use super::*;
+
+#[derive(Default)]
+struct Recorder {
+    calls: Vec<String>,
+    /// Folders of the image, with whether they hold anything.
+    full: HashSet<&'static str>,
+    folders: HashSet<&'static str>,
+    refuses: Option<&'static str>,
+}
+
+impl Recorder {
+    fn record(&mut self, call: String) -> io::Result<()> {
+        let refused = self.refuses.is_some_and(|what| call.contains(what));
+        self.calls.push(call);
+        if refused { Err(io::Error::from_raw_os_error(nix::libc::ENODEV)) } else { Ok(()) }
+    }
+}
+
+impl Syscalls for Recorder {
+    fn mount(&mut self, it: &Mount) -> io::Result<()> {
+        let flags: Vec<String> = it.flags.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+        self.record(format!(
+            "mount {} {} {} [{}] {}",
+            it.fstype,
+            it.source,
+            it.target,
+            flags.join(","),
+            it.data
+        ))
+    }
+    fn make_folder(&mut self, path: &str, mode: u32) -> io::Result<()> {
+        self.record(format!("mkdir {path} {mode:o}"))
+    }
+    fn make_folder_like(&mut self, path: &str, model: &str) -> io::Result<()> {
+        self.record(format!("mkdir {path} like {model}"))
+    }
+    fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
+        self.record(format!("link {path} {to}"))
+    }
+    fn enter_top_of_root(&mut self) -> io::Result<()> {
+        self.record("enter top of /".into())
+    }
+    fn switch_root(&mut self, path: &str) -> io::Result<()> {
+        self.record(format!("switch root {path}"))
+    }
+    fn is_folder(&self, path: &str) -> bool {
+        self.folders.contains(path)
+    }
+    fn is_empty(&self, path: &str) -> bool {
+        !self.full.contains(path)
+    }
+}
+
+#[test]
+fn the_private_root_never_writes_to_the_folder_of_the_host() {
+    let mut sys = Recorder::default();
+    private_root(&mut sys).expect("plan");
+    assert_eq!(
+        sys.calls,
+        [
+            "mount tmpfs iii / [ms_nosuid] mode=0755",
+            "enter top of /",
+            "mkdir /lower 755",
+            "mkdir /scratch 755",
+            "mkdir /root 755",
+            "mkdir /volatile 755",
+            "mkdir /dev 755",
+            "mount devtmpfs devtmpfs /dev [ms_nosuid] mode=0755",
+        ]
+    );
+}
+
+#[test]
+fn the_disks_are_joined_read_only_below_writable() {
+    let mut sys = Recorder::default();
+    join_disks(&mut sys, "/dev/vda", "/dev/vdb").expect("plan");
+    assert_eq!(
+        sys.calls,
+        [
+            "mount erofs /dev/vda /lower [ms_rdonly] ",
+            "mount ext4 /dev/vdb /scratch [ms_noatime] noinit_itable",
+            "mkdir /scratch/upper like /lower",
+            "mkdir /scratch/work 755",
+            "mount overlay overlay /root [] lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work",
+        ]
+    );
+}
+
+#[test]
+fn a_workload_finds_the_system_mounts_in_place() {
+    let mut sys = Recorder::default();
+    enter_root(&mut sys).expect("plan");
+    let mounts: Vec<&str> =
+        sys.calls.iter().map(String::as_str).filter(|call| !call.starts_with("mkdir")).collect();
+    assert_eq!(
+        mounts,
+        [
+            "switch root /root",
+            "mount proc proc /proc [ms_nosuid,ms_nodev,ms_noexec] ",
+            "mount sysfs sysfs /sys [ms_nosuid,ms_nodev,ms_noexec] ",
+            "mount devtmpfs devtmpfs /dev [ms_nosuid] mode=0755",
+            "mount devpts devpts /dev/pts [ms_nosuid,ms_noexec] newinstance,ptmxmode=0666,mode=0620,gid=5",
+            "mount tmpfs tmpfs /dev/shm [ms_nosuid,ms_nodev,ms_noexec] mode=1777",
+            "mount mqueue mqueue /dev/mqueue [ms_nosuid,ms_nodev,ms_noexec] ",
+            "mount cgroup2 cgroup2 /sys/fs/cgroup [ms_nosuid,ms_nodev,ms_noexec] ",
+            "mount tmpfs tmpfs /run [ms_nosuid,ms_nodev] mode=0755",
+            "mount tmpfs tmpfs /tmp [ms_nosuid,ms_nodev] mode=1777",
+            "link /dev/fd /proc/self/fd",
+            "link /dev/stdin /proc/self/fd/0",
+            "link /dev/stdout /proc/self/fd/1",
+            "link /dev/stderr /proc/self/fd/2",
+        ]
+    );
+}
+
+#[test]
+fn what_the_image_has_in_run_is_kept_under_fresh_memory() {
+    let mut sys = Recorder {
+        folders: HashSet::from(["/lower/run", "/root/run", "/lower/tmp", "/root/tmp"]),
+        full: HashSet::from(["/lower/run"]),
+        ..Recorder::default()
+    };
+    enter_root(&mut sys).expect("plan");
+    assert_eq!(
+        &sys.calls[..4],
+        [
+            "mkdir /volatile/run/upper 755",
+            "mkdir /volatile/run/work 755",
+            "mount overlay overlay /root/run [ms_nosuid,ms_nodev] \
+             lowerdir=/lower/run,upperdir=/volatile/run/upper,workdir=/volatile/run/work",
+            "switch root /root",
+        ]
+    );
+    assert!(!sys.calls.iter().any(|call| call.starts_with("mount tmpfs tmpfs /run")));
+    assert!(sys.calls.iter().any(|call| call.starts_with("mount tmpfs tmpfs /tmp")));
+}
+
+#[test]
+fn a_run_that_is_a_link_is_not_followed_before_the_switch() {
+    let mut sys = Recorder {
+        folders: HashSet::from(["/lower/run"]),
+        full: HashSet::from(["/lower/run"]),
+        ..Recorder::default()
+    };
+    enter_root(&mut sys).expect("plan");
+    assert_eq!(sys.calls[0], "switch root /root");
+}
+
+#[test]
+fn a_kernel_without_message_queues_still_boots_and_one_without_proc_does_not() {
+    let mut sys = Recorder { refuses: Some("mount mqueue"), ..Recorder::default() };
+    enter_root(&mut sys).expect("optional");
+    let mut sys = Recorder { refuses: Some("mount proc"), ..Recorder::default() };
+    let error = enter_root(&mut sys).unwrap_err();
+    assert_eq!((error.what.as_str(), &error.message[..21]), ("mounts", "proc on /proc as proc"));
+}
+
+#[test]
+fn a_disk_that_does_not_mount_says_which_and_what_to_do() {
+    let mut sys = Recorder { refuses: Some("mount ext4"), ..Recorder::default() };
+    let error = join_disks(&mut sys, "/dev/vda", "/dev/vdb").unwrap_err();
+    assert_eq!(error.what, "scratch disk");
+    assert!(error.message.starts_with("/dev/vdb on /scratch as ext4: "), "{error}");
+    assert!(error.hint.is_some());
+}

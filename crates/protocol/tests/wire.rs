@@ -1,0 +1,131 @@
+//! The exact bytes of every control message, so that a change of the wire format is always a decision.
+
+use std::fmt::Debug;
+
+use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::guest::{self, BootPlan, Exit, Hello, ProcessPlan, RootPlan, Started, Stop};
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The value is written as exactly this JSON, and read back from it.
+#[track_caller]
+fn pinned<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, json: &str) {
+    assert_eq!(serde_json::to_string(value).expect("serialises"), json);
+    assert_eq!(&serde_json::from_str::<T>(json).expect("parses"), value);
+}
+
+#[test]
+fn kinds_and_port_of_the_control_link_are_pinned() {
+    let kinds = [
+        guest::KIND_HELLO,
+        guest::KIND_PLAN,
+        guest::KIND_STARTED,
+        guest::KIND_STOP,
+        guest::KIND_EXIT,
+        guest::KIND_EXIT_ACK,
+        guest::KIND_STDOUT,
+        guest::KIND_STDERR,
+    ];
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 16, 17]);
+    assert_eq!((guest::CONTROL_PORT, guest::VERSION), (1024, 1));
+}
+
+#[test]
+fn messages_of_the_agent_are_pinned() {
+    pinned(
+        &Hello { version: 1, kernel: "6.12.113".into(), uptime_ms: 420 },
+        r#"{"version":1,"kernel":"6.12.113","uptime_ms":420}"#,
+    );
+    pinned(&Started { pid: 7 }, r#"{"pid":7}"#);
+    pinned(
+        &Exit { cause: ExitCause::Exit { code: 7 }, uptime_ms: 9 },
+        r#"{"cause":{"kind":"exit","code":7},"uptime_ms":9}"#,
+    );
+}
+
+#[test]
+fn messages_of_the_shim_are_pinned() {
+    pinned(&Stop { signal: 15, grace_ms: 10_000 }, r#"{"signal":15,"grace_ms":10000}"#);
+    let workload = ProcessPlan {
+        argv: vec!["sh".into(), "-c".into()],
+        env: vec![("A".into(), "1".into())],
+        cwd: "/workspace".into(),
+        user: "app:app".into(),
+    };
+    let mut plan = BootPlan {
+        version: 1,
+        hostname: "api".into(),
+        root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
+        workload,
+    };
+    pinned(
+        &plan,
+        concat!(
+            r#"{"version":1,"hostname":"api","#,
+            r#""root":{"kind":"overlay","lower":"/dev/vda","upper":"/dev/vdb"},"#,
+            r#""workload":{"argv":["sh","-c"],"env":[["A","1"]],"cwd":"/workspace","user":"app:app"}}"#
+        ),
+    );
+    plan.root = RootPlan::Surroundings;
+    assert!(serde_json::to_string(&plan).expect("serialises").contains(r#""root":{"kind":"surroundings"}"#));
+}
+
+#[test]
+fn every_exit_cause_is_pinned_and_has_its_word() {
+    let causes = [
+        (ExitCause::Exit { code: 0 }, r#"{"kind":"exit","code":0}"#, "exit 0"),
+        (ExitCause::Signal { signal: 9 }, r#"{"kind":"signal","signal":9}"#, "signal 9"),
+        (ExitCause::Oom, r#"{"kind":"oom"}"#, "oom"),
+        (
+            ExitCause::CouldNotStart { what: "exec".into(), message: "no".into(), hint: None },
+            r#"{"kind":"could-not-start","what":"exec","message":"no"}"#,
+            "could not start",
+        ),
+        (
+            ExitCause::CouldNotStart { what: "exec".into(), message: "no".into(), hint: Some("do".into()) },
+            r#"{"kind":"could-not-start","what":"exec","message":"no","hint":"do"}"#,
+            "could not start",
+        ),
+        (ExitCause::VmmDied { detail: "oops".into() }, r#"{"kind":"vmm-died","detail":"oops"}"#, "vmm-died"),
+        (ExitCause::ShimDied, r#"{"kind":"shim-died"}"#, "shim-died"),
+    ];
+    for (cause, json, word) in causes {
+        pinned(&cause, json);
+        assert_eq!(cause.to_string(), word);
+        assert_eq!(cause.is_success(), word == "exit 0");
+        assert_eq!(cause.is_could_not_start(), word == "could not start");
+    }
+}
+
+#[test]
+fn a_record_of_a_history_is_pinned_and_may_lack_the_request() {
+    let at = "2026-01-02T03:04:05Z".parse().expect("time");
+    let record = ExitRecord { generation: 3, at, uptime_ms: 5, cause: ExitCause::Oom, requested: false };
+    let json = r#"{"generation":3,"at":"2026-01-02T03:04:05Z","uptime_ms":5,"cause":{"kind":"oom"},"requested":false}"#;
+    pinned(&record, json);
+    let older = json.replace(r#","requested":false"#, "");
+    assert_eq!(serde_json::from_str::<ExitRecord>(&older).expect("parses"), record);
+}
+
+#[test]
+fn unknown_fields_are_refused() {
+    assert!(serde_json::from_str::<Stop>(r#"{"signal":15,"grace_ms":1,"force":true}"#).is_err());
+    assert!(serde_json::from_str::<RootPlan>(r#"{"kind":"overlay","lower":"a","upper":"b","x":1}"#).is_err());
+    assert!(serde_json::from_str::<ExitCause>(r#"{"kind":"exit","code":1,"x":1}"#).is_err());
+    assert!(serde_json::from_str::<ExitCause>(r#"{"kind":"exploded"}"#).is_err());
+}
+
+#[test]
+fn output_payloads_are_pinned() {
+    assert_eq!(guest::output_payload(0x0102_0304_0506_0708, b"hi"), b"\x01\x02\x03\x04\x05\x06\x07\x08hi");
+    assert_eq!(guest::parse_output(b"1234567"), None);
+}
+
+proptest! {
+    #[test]
+    fn output_payloads_round_trip(at: u64, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let payload = guest::output_payload(at, &bytes);
+        prop_assert_eq!(guest::parse_output(&payload), Some((at, &bytes[..])));
+    }
+}

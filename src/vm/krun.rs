@@ -1,0 +1,162 @@
+//! Enters libkrun: the only `unsafe` about it, in the only process that may (`iii __vmm`).
+//!
+//! libkrun runs one VM per process, `krun_start_enter` never returns from a running VM (the process ends
+//! with the guest), and errors collapse to `-EINVAL` with the reason on stderr, which the shim keeps.
+
+use std::ffi::{CString, NulError};
+use std::path::{Path, PathBuf};
+
+use iii_protocol::guest::CONTROL_PORT;
+use serde::{Deserialize, Serialize};
+
+use super::agent_binary::AGENT;
+
+/// Guest path of the root disk; libkrun names virtio-blk devices in the order they are added.
+pub(super) const ROOT_DISK_DEVICE: &str = "/dev/vda";
+/// Guest path of the scratch disk.
+pub(super) const SCRATCH_DISK_DEVICE: &str = "/dev/vdb";
+
+/// `KRUN_DISK_FORMAT_RAW`. The format is always passed: probing would let a guest that writes a qcow2
+/// header to its disk read any file of the host's at the next start.
+const DISK_FORMAT_RAW: u32 = 0;
+/// `KRUN_SYNC_NONE`: for disks that are never written.
+const SYNC_NONE: u32 = 0;
+/// `KRUN_SYNC_FULL`: a guest's flush reaches the host's disk, so that a power cut loses nothing it was promised.
+const SYNC_FULL: u32 = 2;
+/// `virtiofs4`'s permission semantics of a Linux host (`LinuxComplete`).
+const SEMANTICS_LINUX: u32 = 0;
+/// No TSI: with it, the guest's sockets would be the host's own.
+const TSI_OFF: u32 = 0;
+/// Tag of the file system that the guest's kernel mounts as its first root.
+const ROOT_TAG: &str = "/dev/root";
+/// Where libkrun's kernel command line looks for PID 1.
+const INIT_NAME: &str = "init.krun";
+/// Folders of the first root: mount points for the agent, which leaves it at once.
+const ROOT_FOLDERS: [&str; 4] = ["dev", "proc", "sys", "newroot"];
+
+/// What `iii __vmm` is told, as JSON on its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VmmConfig {
+    /// Virtual CPUs.
+    pub(super) cpus: u8,
+    /// Memory, MiB.
+    pub(super) memory_mib: u32,
+    /// Read-only EROFS.
+    pub(super) root_disk: PathBuf,
+    /// Writable ext4; locked while the VMM runs, so that no two machines ever share it.
+    pub(super) scratch_disk: PathBuf,
+    /// Unix socket that the guest's control connection arrives at.
+    pub(super) agent_socket: PathBuf,
+    /// The guest kernel's library; loaded by path, so that libkrun's load by name finds it.
+    pub(super) libkrunfw: PathBuf,
+}
+
+/// Why the VM was not entered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KrunError {
+    /// A path that C cannot take.
+    #[error("a path with a NUL byte: {0}")]
+    Path(#[from] NulError),
+    /// The guest kernel's library cannot be loaded.
+    #[error("cannot load {}: {source}", path.display())]
+    Libkrunfw {
+        /// The file.
+        path: PathBuf,
+        /// What the loader said.
+        source: libloading::Error,
+    },
+    /// libkrun refused; its reason is on stderr.
+    #[error("libkrun: {step} failed with {code}")]
+    Call {
+        /// The function.
+        step: &'static str,
+        /// A negative errno.
+        code: i32,
+    },
+}
+
+/// Builds the machine and becomes it. Returns only if that failed.
+pub(super) fn enter(config: &VmmConfig) -> KrunError {
+    match try_enter(config) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+#[expect(unsafe_code, reason = "libkrun is a C interface")]
+fn try_enter(config: &VmmConfig) -> Result<std::convert::Infallible, KrunError> {
+    let root_disk = c_path(&config.root_disk)?;
+    let scratch_disk = c_path(&config.scratch_disk)?;
+    let agent_socket = c_path(&config.agent_socket)?;
+    let root_tag = CString::new(ROOT_TAG)?;
+    let init = CString::new(INIT_NAME)?;
+    let console = CString::new("/proc/self/fd/1")?;
+
+    // SAFETY: loading runs the library's initialisers; libkrunfw has none (it is a kernel image with
+    // three getters). The user chose the file, and runs with no more rights than the user has.
+    let library = unsafe { libloading::Library::new(&config.libkrunfw) }
+        .map_err(|source| KrunError::Libkrunfw { path: config.libkrunfw.clone(), source })?;
+    // Stays loaded: libkrun maps the kernel out of it.
+    std::mem::forget(library);
+
+    let ctx = check("krun_create_ctx", krun::krun_create_ctx())?.unsigned_abs();
+    check("krun_set_vm_config", krun::krun_set_vm_config(ctx, config.cpus, config.memory_mib))?;
+
+    // The first root has no host folder behind it at all: a null path makes it virtual.
+    // SAFETY: the tag is a NUL-terminated string that outlives the call, and the documented meaning of
+    // a null path is "no host folder".
+    check("krun_add_virtiofs4", unsafe {
+        krun::krun_add_virtiofs4(ctx, root_tag.as_ptr(), std::ptr::null(), 0, false, SEMANTICS_LINUX)
+    })?;
+    for folder in ROOT_FOLDERS {
+        let folder = CString::new(folder)?;
+        // SAFETY: both strings are NUL-terminated and outlive the call, which copies them.
+        check("krun_fs_add_overlay_dir", unsafe {
+            krun::krun_fs_add_overlay_dir(ctx, root_tag.as_ptr(), folder.as_ptr(), 0o755)
+        })?;
+    }
+    // SAFETY: the strings are NUL-terminated and outlive the call; the agent's bytes are a static of
+    // this program, so they live as long as the VM, which is what the function asks for.
+    check("krun_fs_add_overlay_file", unsafe {
+        krun::krun_fs_add_overlay_file(
+            ctx,
+            root_tag.as_ptr(),
+            init.as_ptr(),
+            AGENT.as_ptr(),
+            AGENT.len(),
+            0o755,
+            false,
+        )
+    })?;
+
+    for (id, path, read_only, sync) in
+        [(c"vda", &root_disk, true, SYNC_NONE), (c"vdb", &scratch_disk, false, SYNC_FULL)]
+    {
+        // SAFETY: both strings are NUL-terminated and outlive the call, which copies them.
+        check("krun_add_disk3", unsafe {
+            krun::krun_add_disk3(ctx, id.as_ptr(), path.as_ptr(), DISK_FORMAT_RAW, read_only, false, sync)
+        })?;
+    }
+
+    check("krun_disable_implicit_vsock", krun::krun_disable_implicit_vsock(ctx))?;
+    check("krun_add_vsock", krun::krun_add_vsock(ctx, TSI_OFF))?;
+    // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
+    check("krun_add_vsock_port", unsafe {
+        krun::krun_add_vsock_port(ctx, CONTROL_PORT, agent_socket.as_ptr())
+    })?;
+    // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
+    check("krun_set_console_output", unsafe { krun::krun_set_console_output(ctx, console.as_ptr()) })?;
+
+    check("krun_start_enter", krun::krun_start_enter(ctx))?;
+    Err(KrunError::Call { step: "krun_start_enter (it returned)", code: 0 })
+}
+
+fn check(step: &'static str, code: i32) -> Result<i32, KrunError> {
+    if code < 0 { Err(KrunError::Call { step, code }) } else { Ok(code) }
+}
+
+fn c_path(path: &Path) -> Result<CString, NulError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    CString::new(path.as_os_str().as_bytes())
+}

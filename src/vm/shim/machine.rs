@@ -1,0 +1,424 @@
+//! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
+
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::frame::Frame;
+use iii_protocol::guest::{self, BootPlan, Exit, Hello, RootPlan, Stop};
+use iii_protocol::log::Stream;
+use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
+use jiff::Timestamp;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::agent_link::{self, FromAgent};
+use super::console::Console;
+use super::daemon_link::{self, FromDaemon, LinkContext};
+use super::output::Output;
+use super::{AGENT_SOCKET, EXIT_FILE, ShimSpec};
+use crate::fsutil::write_atomic;
+use crate::logs::{DEFAULT_RING_BYTES, LogRing};
+use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE, VmmConfig};
+use crate::vm::vmm::VmmKind;
+use crate::vm::wire::{FrameReader, write_frame};
+
+/// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
+const AGENT_QUEUE: usize = 8;
+/// Requests from daemons that may wait.
+const DAEMON_QUEUE: usize = 16;
+/// What the guest has beyond a stop's grace to say its last word, before the VMM is killed.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
+/// What the guest has to power off after its last word was acknowledged.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(3);
+/// How long a slow daemon may keep an ended shim waiting for its last reads.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
+/// SIGKILL's number, for an end that had to be forced.
+const SIGKILL: i32 = 9;
+
+/// Runs the machine to its end.
+pub(super) async fn run(
+    spec: ShimSpec,
+    birth: FrameReader<OwnedReadHalf>,
+    birth_writer: OwnedWriteHalf,
+    daemons: UnixListener,
+    agents: UnixListener,
+    mut terminate: Signal,
+) -> anyhow::Result<()> {
+    let ring = Arc::new(LogRing::new(DEFAULT_RING_BYTES));
+    let output = Output::open(&spec.log_dir, spec.machine.generation, Arc::clone(&ring))?;
+    let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
+    let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now() + boot_limit };
+    let status = watch::Sender::new(ShimStatus {
+        worker: spec.machine.worker.clone(),
+        generation: spec.machine.generation,
+        spec_hash: spec.machine.hash(),
+        shim_pid: std::process::id(),
+        vmm_pid: None,
+        phase,
+        next_seq: output.next_seq(),
+    });
+    let (daemon_events, mut from_daemon) = mpsc::channel(DAEMON_QUEUE);
+    let ctx = LinkContext { status: status.subscribe(), ring, events: daemon_events };
+    let links = tokio::spawn(daemon_link::serve(birth, birth_writer, daemons, ctx));
+    let (agent_events, mut from_agent) = mpsc::channel(AGENT_QUEUE);
+    tokio::spawn(agent_link::serve(agents, agent_events));
+
+    let (mut vmm, console) = match spawn_vmm(&spec).await {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            let cause = ExitCause::CouldNotStart {
+                what: "machine".into(),
+                message: format!("{error:#}"),
+                hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
+            };
+            let generation = spec.machine.generation;
+            let exit = ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false };
+            let written = write_last_word(&spec, &exit);
+            publish_end(&status, &output, exit);
+            // The last word is on disk; a daemon that does not read it now finds it there.
+            let _ = timeout(LAST_WORD_LIMIT, links).await;
+            return written.and(Err(error));
+        }
+    };
+    status.send_modify(|status| status.vmm_pid = vmm.id());
+
+    let mut machine = Machine {
+        kill_at: Some(Instant::now() + boot_limit),
+        spec,
+        status,
+        output,
+        console,
+        agent: Agent::Absent,
+        running_since: None,
+        last_word: None,
+        verdict: None,
+        stop_requested: false,
+        orphaned_at: None,
+    };
+    let mut vmm_ended = None;
+    while vmm_ended.is_none() || machine.agent.may_speak() {
+        let kill_at = machine.kill_at;
+        let orphan_at = machine.orphan_deadline();
+        tokio::select! {
+            // What the agent said comes before what happened to the VMM.
+            biased;
+            Some(event) = from_agent.recv() => machine.on_agent(event, &mut vmm).await,
+            Some(event) = from_daemon.recv() => machine.on_daemon(event, &mut vmm).await,
+            result = vmm.wait(), if vmm_ended.is_none() => vmm_ended = Some(result?),
+            () = at(kill_at), if vmm_ended.is_none() => machine.on_deadline(&mut vmm),
+            () = at(orphan_at) => machine.on_orphaned(&mut vmm).await,
+            Some(()) = terminate.recv() => machine.on_orphaned(&mut vmm).await,
+        }
+    }
+    machine.conclude(vmm_ended.context("the VMM has not ended")?).await?;
+    drop(machine);
+    // As above: whoever is too slow finds everything on disk.
+    let _ = timeout(LAST_WORD_LIMIT, links).await;
+    Ok(())
+}
+
+/// Never, when there is no deadline.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn spawn_vmm(spec: &ShimSpec) -> anyhow::Result<(Child, Console)> {
+    let agent_socket = spec.run_dir.join(AGENT_SOCKET);
+    let kind = match &spec.libkrunfw {
+        Some(libkrunfw) => VmmKind::Krun(VmmConfig {
+            cpus: spec.machine.resources.cpus,
+            memory_mib: spec.machine.resources.memory_mib,
+            root_disk: spec.machine.root_disk.clone(),
+            scratch_disk: spec.scratch_disk.clone(),
+            agent_socket,
+            libkrunfw: libkrunfw.clone(),
+        }),
+        #[cfg(feature = "process-launcher")]
+        None => VmmKind::Process { agent_socket, scratch_disk: spec.scratch_disk.clone() },
+        #[cfg(not(feature = "process-launcher"))]
+        None => anyhow::bail!("no guest kernel was named"),
+    };
+    let (receiver, sender) = std::io::pipe()?;
+    let mut vmm = Command::new("/proc/self/exe")
+        .arg0("iii")
+        .arg("__vmm")
+        .stdin(Stdio::piped())
+        .stdout(sender.try_clone()?)
+        .stderr(sender)
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start the VMM process")?;
+    let receiver = pipe::Receiver::from_owned_fd(receiver.into())?;
+    let console = Console::start(receiver, &spec.log_dir).context("cannot open the console file")?;
+    let mut stdin = vmm.stdin.take().context("the VMM has no standard input")?;
+    stdin.write_all(&serde_json::to_vec(&kind)?).await.context("the VMM did not take its configuration")?;
+    Ok((vmm, console))
+}
+
+#[derive(Debug)]
+enum Agent {
+    /// Not connected yet.
+    Absent,
+    /// Connected.
+    Here(OwnedWriteHalf),
+    /// Its link has ended.
+    Gone,
+}
+
+impl Agent {
+    /// Whether frames may still arrive although the VMM is dead: they are in the socket's buffer.
+    fn may_speak(&self) -> bool {
+        matches!(self, Agent::Here(_))
+    }
+}
+
+struct Machine {
+    spec: ShimSpec,
+    status: watch::Sender<ShimStatus>,
+    output: Output,
+    console: Console,
+    agent: Agent,
+    running_since: Option<Timestamp>,
+    /// The agent's own account of the end: the truth, if there is one. On disk already.
+    last_word: Option<ExitRecord>,
+    /// Why we ended it ourselves.
+    verdict: Option<ExitCause>,
+    stop_requested: bool,
+    /// When the VMM is killed: the boot deadline, then that of a stop, then that of the power-off.
+    kill_at: Option<Instant>,
+    /// Since when no daemon is there; `None` while one is.
+    orphaned_at: Option<Instant>,
+}
+
+impl Machine {
+    async fn on_agent(&mut self, event: FromAgent, vmm: &mut Child) {
+        match event {
+            FromAgent::Connected(writer) => self.agent = Agent::Here(writer),
+            FromAgent::Gone => {
+                self.agent = Agent::Gone;
+                // After the last word there is nothing left to lose; before it there is nothing left to
+                // learn. The guest itself may hang.
+                kill(vmm);
+            }
+            FromAgent::Frame(frame) => {
+                if let Err(error) = self.on_frame(&frame).await {
+                    let message = format!("the guest's agent said something wrong: {error:#}");
+                    self.verdict.get_or_insert(ExitCause::VmmDied { detail: message });
+                    kill(vmm);
+                }
+            }
+        }
+    }
+
+    async fn on_frame(&mut self, frame: &Frame) -> anyhow::Result<()> {
+        match frame.kind {
+            guest::KIND_HELLO => {
+                let hello: Hello = frame.parse()?;
+                anyhow::ensure!(hello.version == guest::VERSION, "it speaks version {}", hello.version);
+                tracing::info!(kernel = hello.kernel, uptime_ms = hello.uptime_ms, "hello");
+                let plan = self.plan();
+                self.say(&Frame::json(guest::KIND_PLAN, &plan)).await;
+                if self.stop_requested {
+                    self.say_stop(0).await;
+                }
+            }
+            guest::KIND_STARTED => {
+                let since = Timestamp::now();
+                self.running_since = Some(since);
+                if !self.stop_requested {
+                    self.kill_at = None;
+                    self.set_phase(MachinePhase::Running { since });
+                }
+            }
+            guest::KIND_STDOUT | guest::KIND_STDERR => {
+                let (at_ns, bytes) = guest::parse_output(&frame.payload).context("a short output frame")?;
+                let stream = if frame.kind == guest::KIND_STDOUT { Stream::Stdout } else { Stream::Stderr };
+                self.output.feed(stream, at_ns, bytes);
+            }
+            guest::KIND_EXIT => {
+                let Exit { cause, uptime_ms } = frame.parse()?;
+                self.output.finish();
+                let exit = self.record(cause, uptime_ms);
+                write_last_word(&self.spec, &exit)?;
+                self.last_word = Some(exit);
+                self.kill_at = Some(Instant::now() + POWER_OFF_LIMIT);
+                self.say(&Frame { kind: guest::KIND_EXIT_ACK, payload: Vec::new() }).await;
+            }
+            kind => anyhow::bail!("a frame of unknown kind {kind}"),
+        }
+        Ok(())
+    }
+
+    fn plan(&self) -> BootPlan {
+        let root = match self.spec.libkrunfw {
+            Some(_) => {
+                RootPlan::Overlay { lower: ROOT_DISK_DEVICE.into(), upper: SCRATCH_DISK_DEVICE.into() }
+            }
+            None => RootPlan::Surroundings,
+        };
+        let machine = &self.spec.machine;
+        BootPlan {
+            version: guest::VERSION,
+            hostname: machine.worker.clone(),
+            root,
+            workload: machine.process.clone(),
+        }
+    }
+
+    async fn on_daemon(&mut self, event: FromDaemon, vmm: &mut Child) {
+        match event {
+            FromDaemon::Attached(link) => {
+                tracing::debug!(link, "a daemon is there");
+                self.orphaned_at = None;
+            }
+            FromDaemon::Gone(link) => {
+                tracing::info!(link, "the daemon is gone");
+                self.orphaned_at = Some(Instant::now());
+            }
+            FromDaemon::Stop(StopMachine { grace_ms }) => self.stop(grace_ms, vmm).await,
+        }
+    }
+
+    fn orphan_deadline(&self) -> Option<Instant> {
+        let since = self.orphaned_at.filter(|_| !self.stop_requested)?;
+        Some(since + Duration::from_millis(self.spec.machine.orphan_grace_ms))
+    }
+
+    async fn on_orphaned(&mut self, vmm: &mut Child) {
+        tracing::info!("no daemon has come back, or the shim was told to end: stopping");
+        self.stop(self.spec.machine.stop_timeout_ms, vmm).await;
+    }
+
+    /// A second stop may shorten the grace, never lengthen it.
+    async fn stop(&mut self, grace_ms: u64, vmm: &mut Child) {
+        let first = !self.stop_requested;
+        self.stop_requested = true;
+        if self.last_word.is_some() {
+            return;
+        }
+        let grace = Duration::from_millis(grace_ms);
+        let kill_at = Instant::now() + grace + STOP_MARGIN;
+        self.kill_at = Some(match self.kill_at {
+            Some(earlier) if !first => earlier.min(kill_at),
+            _ => kill_at,
+        });
+        self.set_phase(MachinePhase::Stopping {
+            running_since: self.running_since,
+            deadline: Timestamp::now() + grace,
+        });
+        match self.agent {
+            Agent::Here(_) => self.say_stop(grace_ms).await,
+            // Nothing of the user's runs yet: there is nobody to be polite to.
+            Agent::Absent | Agent::Gone => kill(vmm),
+        }
+    }
+
+    async fn say_stop(&mut self, grace_ms: u64) {
+        let stop = Stop { signal: self.spec.machine.stop_signal, grace_ms };
+        self.say(&Frame::json(guest::KIND_STOP, &stop)).await;
+    }
+
+    fn on_deadline(&mut self, vmm: &mut Child) {
+        self.kill_at = None;
+        if !self.stop_requested && self.last_word.is_none() {
+            let limit = Duration::from_millis(self.spec.machine.boot_timeout_ms);
+            let message = format!(
+                "the workload was not running {} after the machine's start{}",
+                humantime::format_duration(limit),
+                self.console_said()
+            );
+            let hint = Some("give it longer with `boot_timeout:` in config.yaml if the host is slow".into());
+            self.verdict = Some(ExitCause::CouldNotStart { what: "boot".into(), message, hint });
+        }
+        kill(vmm);
+    }
+
+    /// A broken link shows as its end soon enough, so a failed write is not an event of its own.
+    async fn say(&mut self, frame: &Frame) {
+        if let Agent::Here(writer) = &mut self.agent
+            && let Err(error) = write_frame(writer, frame).await
+        {
+            tracing::debug!(%error, kind = frame.kind, "the agent did not take a frame");
+        }
+    }
+
+    fn set_phase(&self, phase: MachinePhase) {
+        self.status.send_modify(|status| status.phase = phase);
+    }
+
+    fn console_said(&self) -> String {
+        match self.console.tail() {
+            tail if tail.is_empty() => "; the console is empty".to_owned(),
+            tail => format!("; the console's last lines:\n{tail}"),
+        }
+    }
+
+    async fn conclude(&mut self, vmm: ExitStatus) -> anyhow::Result<()> {
+        self.output.finish();
+        self.console.drained().await;
+        let ran_ms = self.running_since.map_or(0, |since| {
+            u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or(0)
+        });
+        let exit = match (self.last_word.take(), self.verdict.take()) {
+            (Some(exit), _) => {
+                publish_end(&self.status, &self.output, exit);
+                return Ok(());
+            }
+            (None, Some(verdict)) => self.record(verdict, ran_ms),
+            (None, None) if self.stop_requested => self.record(ExitCause::Signal { signal: SIGKILL }, ran_ms),
+            (None, None) if self.running_since.is_some() => {
+                let detail = format!("the VMM ended ({vmm}) while the workload ran{}", self.console_said());
+                self.record(ExitCause::VmmDied { detail }, ran_ms)
+            }
+            (None, None) => {
+                let message = format!("the VMM ended ({vmm}) before the workload ran{}", self.console_said());
+                let hint = "see the whole console in the worker's log folder (`iii worker status` names it)";
+                self.record(
+                    ExitCause::CouldNotStart { what: "boot".into(), message, hint: Some(hint.into()) },
+                    0,
+                )
+            }
+        };
+        let written = write_last_word(&self.spec, &exit);
+        publish_end(&self.status, &self.output, exit);
+        written
+    }
+
+    fn record(&self, cause: ExitCause, uptime_ms: u64) -> ExitRecord {
+        let generation = self.spec.machine.generation;
+        ExitRecord { generation, at: Timestamp::now(), uptime_ms, cause, requested: self.stop_requested }
+    }
+}
+
+/// A daemon that misses the message finds the file.
+fn write_last_word(spec: &ShimSpec, exit: &ExitRecord) -> anyhow::Result<()> {
+    tracing::info!(cause = %exit.cause, uptime_ms = exit.uptime_ms, "ended");
+    write_atomic(&spec.run_dir.join(EXIT_FILE), &serde_json::to_vec(exit)?)
+        .context("the last word is not on disk")
+}
+
+fn publish_end(status: &watch::Sender<ShimStatus>, output: &Output, exit: ExitRecord) {
+    status.send_modify(|status| {
+        status.vmm_pid = None;
+        status.next_seq = output.next_seq();
+        status.phase = MachinePhase::Ended { exit };
+    });
+}
+
+/// The VMM is our child and not reaped yet, so its process id cannot belong to anybody else.
+fn kill(vmm: &mut Child) {
+    if let Err(error) = vmm.start_kill() {
+        tracing::debug!(%error, "the VMM has ended already");
+    }
+}

@@ -1,0 +1,179 @@
+//! Workload output: from the agent's chunks to log records on disk and in the ring.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use iii_protocol::log::{LogRecord, MAX_RECORD_BYTES, Stream};
+use jiff::Timestamp;
+
+use crate::fsutil::PathError;
+use crate::logs::LogRing;
+use crate::logs::disk::{DEFAULT_FILE_BYTES, DEFAULT_FILES, LogFiles};
+
+/// A line that has begun.
+#[derive(Debug)]
+struct Begun {
+    ts: Timestamp,
+    bytes: Vec<u8>,
+}
+
+/// Cuts one stream into lines.
+#[derive(Debug, Default)]
+struct Lines {
+    begun: Option<Begun>,
+}
+
+impl Lines {
+    /// Calls `emit` for each line that `chunk` ends, and for each part of an overlong one.
+    fn feed(&mut self, ts: Timestamp, chunk: &[u8], mut emit: impl FnMut(Begun)) {
+        for piece in chunk.split_inclusive(|&byte| byte == b'\n') {
+            let mut piece = piece;
+            while !piece.is_empty() {
+                let begun = self.begun.get_or_insert_with(|| Begun { ts, bytes: Vec::new() });
+                let room = MAX_RECORD_BYTES - begun.bytes.len();
+                let (now, later) = piece.split_at(room.min(piece.len()));
+                begun.bytes.extend_from_slice(now);
+                piece = later;
+                if begun.bytes.ends_with(b"\n") || begun.bytes.len() == MAX_RECORD_BYTES {
+                    self.begun.take().into_iter().for_each(&mut emit);
+                }
+            }
+        }
+    }
+}
+
+/// Where all output of one machine goes.
+#[derive(Debug)]
+pub(super) struct Output {
+    generation: u64,
+    stdout: Lines,
+    stderr: Lines,
+    files: LogFiles,
+    ring: Arc<LogRing>,
+    next_seq: u64,
+    /// Records that the disk would not take; they were in the ring only.
+    unwritten: u64,
+}
+
+impl Output {
+    pub(super) fn open(dir: &Path, generation: u64, ring: Arc<LogRing>) -> Result<Output, PathError> {
+        let files = LogFiles::open(dir, DEFAULT_FILE_BYTES, DEFAULT_FILES)?;
+        let next_seq = files.next_seq();
+        Ok(Output {
+            generation,
+            stdout: Lines::default(),
+            stderr: Lines::default(),
+            files,
+            ring,
+            next_seq,
+            unwritten: 0,
+        })
+    }
+
+    pub(super) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Takes a chunk as the agent read it.
+    pub(super) fn feed(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
+        let ts = Timestamp::from_nanosecond(i128::from(at_ns)).unwrap_or_default();
+        let mut lines = Vec::new();
+        let assembler = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        assembler.feed(ts, chunk, |line| lines.push((stream, line)));
+        self.publish(lines);
+    }
+
+    /// The workload is over: what has begun is all there is.
+    pub(super) fn finish(&mut self) {
+        let mut rest: Vec<_> = [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
+            .into_iter()
+            .filter_map(|(stream, lines)| lines.begun.take().map(|line| (stream, line)))
+            .collect();
+        rest.sort_by_key(|(_, line)| line.ts);
+        self.publish(rest);
+    }
+
+    /// To disk first, so that a follower never knows more than a later reader of the files.
+    fn publish(&mut self, lines: Vec<(Stream, Begun)>) {
+        if lines.is_empty() {
+            return;
+        }
+        let records: Vec<LogRecord> = lines
+            .into_iter()
+            .map(|(stream, line)| {
+                let seq = self.next_seq;
+                self.next_seq += 1;
+                LogRecord { seq, ts: line.ts, generation: self.generation, stream, bytes: line.bytes }
+            })
+            .collect();
+        match self.files.append(&records) {
+            Ok(()) if self.unwritten > 0 => {
+                tracing::warn!(
+                    records = self.unwritten,
+                    "log files can be written again; these records are not in them"
+                );
+                self.unwritten = 0;
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if self.unwritten == 0 {
+                    tracing::warn!(%error, "log records are not kept on disk until this is mended");
+                }
+                self.unwritten += records.len() as u64;
+            }
+        }
+        for record in records {
+            self.ring.push(record);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::disk::{DiskQuery, read};
+
+    fn open(dir: &Path) -> Output {
+        Output::open(dir, 1, Arc::new(LogRing::new(1 << 20))).unwrap()
+    }
+
+    fn on_disk(dir: &Path) -> Vec<(Stream, Vec<u8>)> {
+        read(dir, &DiskQuery::default()).unwrap().map(|r| r.map(|r| (r.stream, r.bytes)).unwrap()).collect()
+    }
+
+    #[test]
+    fn lines_keep_their_bytes_and_the_order_in_which_they_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut output = open(dir.path());
+        output.feed(Stream::Stdout, 1, b"one\ntw");
+        output.feed(Stream::Stderr, 2, b"err \xff\n");
+        output.feed(Stream::Stdout, 3, b"o\n\nrest");
+        output.finish();
+        let expected: [(Stream, &[u8]); 5] = [
+            (Stream::Stdout, b"one\n"),
+            (Stream::Stderr, b"err \xff\n"),
+            (Stream::Stdout, b"two\n"),
+            (Stream::Stdout, b"\n"),
+            (Stream::Stdout, b"rest"),
+        ];
+        let got = on_disk(dir.path());
+        assert_eq!(got.iter().map(|(s, b)| (*s, b.as_slice())).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_overlong_line_comes_in_parts_that_join_to_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut output = open(dir.path());
+        let mut line = vec![b'x'; 3 * MAX_RECORD_BYTES + 5];
+        line.push(b'\n');
+        for chunk in line.chunks(1000) {
+            output.feed(Stream::Stdout, 1, chunk);
+        }
+        let got = on_disk(dir.path());
+        assert_eq!(got.len(), 4);
+        assert_eq!(got.into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<_>>(), line);
+    }
+}

@@ -1,0 +1,78 @@
+//! `iii __vmm`: reads its configuration from standard input and becomes the machine.
+//!
+//! A process of its own because libkrun takes the whole process; hidden because only the shim starts it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::process::ExitCode;
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::krun::{self, VmmConfig};
+
+/// Exit status when the VM was never entered; the reason is on standard error.
+const EXIT_NOT_ENTERED: u8 = 125;
+/// The most bytes of configuration that are read.
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+
+/// What to become.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(super) enum VmmKind {
+    /// A libkrun machine.
+    Krun(VmmConfig),
+    /// The agent as a plain process, for tests without hardware virtualisation.
+    #[cfg(feature = "process-launcher")]
+    Process {
+        /// Unix socket the agent connects to.
+        agent_socket: std::path::PathBuf,
+        /// Locked while the process runs, as a real machine locks its disk.
+        scratch_disk: std::path::PathBuf,
+    },
+}
+
+/// Entry point; never returns while the machine runs.
+pub fn run() -> ExitCode {
+    let error = match start() {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    complain(&error);
+    ExitCode::from(EXIT_NOT_ENTERED)
+}
+
+#[expect(clippy::print_stderr, reason = "standard error is the console, which the shim reads")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("iii: {error:#}");
+}
+
+fn start() -> anyhow::Result<std::convert::Infallible> {
+    // The machine must not outlive the shim that knows about it. The flag is about the parent's end, so
+    // a parent that ended before it was set shows as a changed parent.
+    let parent = nix::unistd::getppid();
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    anyhow::ensure!(nix::unistd::getppid() == parent, "the shim ended before its machine began");
+
+    let mut text = Vec::new();
+    std::io::stdin().lock().take(MAX_CONFIG_BYTES).read_to_end(&mut text)?;
+    match serde_json::from_slice(&text)? {
+        VmmKind::Krun(config) => {
+            let _scratch = lock_disk(&config.scratch_disk)?;
+            Err(krun::enter(&config).into())
+        }
+        #[cfg(feature = "process-launcher")]
+        VmmKind::Process { agent_socket, scratch_disk } => {
+            let scratch = lock_disk(&scratch_disk)?;
+            super::process::become_agent(&agent_socket, scratch)
+        }
+    }
+}
+
+/// Waits until no other machine has the disk (one that is being killed holds it for some milliseconds).
+fn lock_disk(path: &std::path::Path) -> anyhow::Result<File> {
+    let disk = File::options().read(true).write(true).open(path)?;
+    disk.lock()?;
+    Ok(disk)
+}

@@ -1,0 +1,204 @@
+//! What a guest finds when it looks around.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use iii_protocol::api::Phase;
+use iii_protocol::exit::ExitCause;
+use serde_json::json;
+
+use crate::scenarios::Bed;
+use crate::scenarios::shell_layer;
+use crate::support::registry::{Packing, Tree, image, layer};
+
+#[test]
+fn the_guest_is_a_whole_and_separate_machine() {
+    let bed = Bed::new();
+    let script = r#"
+        hostname; cat /etc/hosts; echo "resolv:"; cat /etc/resolv.conf; echo "end-resolv"
+        grep -c . /proc/self/mounts >/dev/null
+        for at in /proc /sys /dev /dev/pts /dev/shm /tmp /run /sys/fs/cgroup; do
+            grep -q " $at " /proc/self/mounts && echo "mounted $at"
+        done
+        grep " / " /proc/self/mounts
+        [ -d /workspace ] && echo "workspace is there"
+        ip addr show lo | grep -q UP && echo "lo is up"
+        ping -c 1 localhost >/dev/null && echo "localhost answers"
+        ls /sys/class/net; echo "end-net"
+        stat -c '%a' /tmp
+        touch /root-is-writable && echo "root is writable"
+        echo "cpus $(nproc)"
+        free -m | grep Mem
+        cat /proc/cmdline
+        cat /sys/fs/cgroup/cgroup.controllers
+        df -m / | tail -n 1
+        echo looked
+        exec sleep 1000
+    "#;
+    let config = json!({ "Entrypoint": ["/bin/sh", "-c", script], "Env": ["SECRET_OF_IMAGE=x1y2z3"] });
+    let reference = bed.push("look", &image(&[shell_layer()], config));
+    let more = ["config: { PASSWORD: hunter2 }", "resources: { memory: 300, cpus: 1, disk: 2GiB }"];
+    bed.configure(&[bed.entry("looker", &reference, &more)]);
+    let _daemon = bed.daemon();
+    bed.wait_log("looker", "looked\n");
+    let log = bed.ok(&["worker", "logs", "looker"]);
+    assert!(log.starts_with("looker\n"), "{log}");
+    for expected in [
+        "mounted /proc", "mounted /sys", "mounted /dev", "mounted /dev/pts", "mounted /dev/shm",
+        "mounted /tmp", "mounted /run", "mounted /sys/fs/cgroup", "overlay / overlay",
+        "workspace is there", "lo is up", "localhost answers", "root is writable", "cpus 1", "\n1777\n",
+    ] {
+        assert!(log.contains(expected), "`{expected}` is missing in\n{log}");
+    }
+    let hosts = log.lines().filter(|line| line.starts_with("127.0.0.1") && line.contains("localhost"));
+    assert_eq!(hosts.count(), 1, "{log}");
+    assert!(log.lines().any(|line| line.contains("looker") && line.starts_with("127.0.")), "{log}");
+    let net = log.split("end-resolv").nth(1).unwrap().split("end-net").next().unwrap();
+    assert!(!net.contains("eth"), "no network device yet: {net}");
+    assert!(!log.contains("hunter2") && !log.contains("x1y2z3"), "a secret on the kernel's command line");
+    let memory: u64 = log.lines().find(|l| l.starts_with("Mem:")).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((200..=300).contains(&memory), "{memory} MiB");
+
+    // Nothing of the user's is in any process's arguments on the host.
+    for pid in bed.processes() {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        for bytes in [arguments, environment] {
+            assert!(!String::from_utf8_lossy(&bytes).contains("hunter2"), "pid {pid} shows the secret");
+        }
+    }
+    // The console is kept apart from the log.
+    assert!(!log.contains("Linux version") && bed.home().join("logs/looker/console.log").exists());
+}
+
+#[test]
+fn the_workload_runs_as_the_images_user_with_its_groups() {
+    let bed = Bed::new();
+    for (user, ids, extra_group) in [
+        ("app", "uid=1234(app) gid=2345(app)", true),
+        ("1234", "uid=1234(app) gid=2345(app)", true),
+        ("app:extra", "uid=1234(app) gid=77(extra)", true),
+        ("4321:9", "uid=4321 gid=9", false),
+    ] {
+        let config = json!({ "Entrypoint": ["/bin/sh", "-c", "id; exec sleep 1000"], "User": user });
+        let name = format!("u{}", user.replace(':', "-"));
+        let reference = bed.push(&name, &image(&[shell_layer()], config));
+        bed.configure(&[bed.entry(&name, &reference, &[])]);
+        let daemon = bed.daemon();
+        bed.wait_log(&name, "uid=");
+        let log = bed.ok(&["worker", "logs", &name]);
+        let id = log.trim();
+        assert!(id.starts_with(ids), "{user}: {id}");
+        assert_eq!(id.contains("77(extra)"), extra_group, "{user}: {id}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn what_a_worker_writes_is_there_after_a_restart_and_the_image_stays_as_it_was() {
+    let bed = Bed::new();
+    let script = "if [ -e /data ]; then echo again $(cat /data); else echo first; echo kept > /data; \
+                  rm /etc/group; fi; [ -e /etc/group ] || echo no group; sync; exec sleep 1000";
+    let reference = bed.script_image("disk", script);
+    bed.configure(&[bed.entry("a", &reference, &[]), bed.entry("b", &reference, &[])]);
+    let _daemon = bed.daemon();
+    for name in ["a", "b"] {
+        bed.wait_log(name, "first\nno group\n");
+    }
+    bed.ok(&["worker", "restart", "a"]);
+    bed.wait_log("a", "again kept\nno group\n");
+    // The machine that is killed loses nothing that was synced either.
+    let status = bed.wait_phase("b", Phase::Running);
+    let vmm = i32::try_from(status.vmm_pid.unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmm), nix::sys::signal::Signal::SIGKILL).unwrap();
+    bed.wait_log("b", "again kept\nno group\n");
+}
+
+#[test]
+fn a_from_scratch_image_with_one_static_program_runs() {
+    let bed = Bed::new();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("hello.c");
+    fs::write(&source, "#include <stdio.h>\n#include <unistd.h>\nint main(){puts(\"hello from scratch\");fflush(stdout);for(;;)pause();}\n").unwrap();
+    let program = dir.path().join("hello");
+    let built = Command::new("gcc").args(["-O2", "-static", "-o"]).arg(&program).arg(&source).status().unwrap();
+    assert!(built.success());
+    let tree = Tree::new().program("hello", &fs::read(&program).unwrap());
+    let layer = layer(&tree.finish(), Packing::Zstd);
+    let reference = bed.push("scratch", &image(&[layer], json!({ "Entrypoint": ["/hello"] })));
+    bed.configure(&[bed.entry("scratch", &reference, &[])]);
+    let _daemon = bed.daemon();
+    bed.wait_log("scratch", "hello from scratch\n");
+}
+
+#[test]
+fn a_guest_that_resets_its_machine_is_vmm_died_with_the_consoles_tail() {
+    let bed = Bed::new();
+    let script = "echo up; sleep 1; echo 'panic on purpose' > /dev/kmsg; echo c > /proc/sysrq-trigger; sleep 100";
+    let reference = bed.script_image("panic", script);
+    bed.configure(&[bed.entry("panic", &reference, &["restart: never"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait("panic", "ended", |status| !status.exits.is_empty());
+    let ExitCause::VmmDied { detail } = &status.exits[0].cause else { panic!("{:?}", status.exits[0]) };
+    assert!(detail.to_lowercase().contains("panic"), "{detail}");
+}
+
+#[test]
+fn out_of_memory_is_told_as_such() {
+    let bed = Bed::new();
+    // tmpfs pages cannot be dropped, and the shell that fills them is what the kernel kills.
+    let script = "echo eating; x=$(yes | head -c 2000000000); echo survived";
+    let reference = bed.script_image("hungry", script);
+    bed.configure(&[bed.entry("hungry", &reference, &["restart: never"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait("hungry", "ended", |status| !status.exits.is_empty());
+    assert_eq!(status.exits[0].cause, ExitCause::Oom, "{:?}", bed.ok(&["worker", "logs", "hungry"]));
+}
+
+#[test]
+fn a_boot_that_hangs_ends_at_its_deadline() {
+    let bed = Bed::new();
+    let reference = bed.script_image("late", "exec sleep 1000");
+    bed.configure(&[bed.entry("late", &reference, &["boot_timeout: 10ms", "restart: { delay: 10ms }"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("late", Phase::Failed);
+    let cause = status.cause.unwrap();
+    assert!(cause.message.contains("10ms") && cause.hint.unwrap().contains("boot_timeout"), "{}", cause.message);
+    bed.until("no machine is left", || bed.processes_named("__vmm").is_empty());
+}
+
+#[test]
+fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", "exec sleep 1000");
+    bed.ok(&["worker", "add", &reference]);
+    bed.configure(&[bed.entry("web", &reference, &["restart: { delay: 10ms }"])]);
+    let disks = fs::read_dir(bed.home().join("images")).unwrap().flatten().map(|entry| entry.path());
+    let disk: PathBuf = disks.into_iter().find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap();
+    zero_head(&disk);
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("web", Phase::Failed);
+    let cause = status.cause.unwrap();
+    assert!(cause.message.contains("root disk") || cause.message.contains("/dev/vda"), "{cause:?}");
+}
+
+fn zero_head(disk: &Path) {
+    let mut permissions = fs::metadata(disk).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+    fs::set_permissions(disk, permissions).unwrap();
+    let file = fs::File::options().write(true).open(disk).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 0).unwrap();
+}
+
+/// The images that `scripts/make-images` builds, checked by a script inside the guest.
+#[test]
+fn a_foreign_python_image_finds_in_the_guest_what_its_layers_promised() {
+    let bed = Bed::new();
+    let folder = std::env::var_os("III_IMAGES").expect("III_IMAGES names no folder: use `make test`");
+    let reference = bed.registry.reference("python:latest");
+    bed.registry.load_oci_layout(&Path::new(&folder).join("python"), "python", "latest");
+    bed.configure(&[bed.entry("py", &reference, &["resources: { memory: 512, cpus: 1, disk: 2GiB }"])]);
+    let _daemon = bed.daemon();
+    bed.wait_log("py", "layers ok");
+}

@@ -1,0 +1,19 @@
+//! Real microVMs: the scenarios of `tests/it` on libkrun, and what only a guest can tell.
+//!
+//! Needs a usable /dev/kvm and the release binary in III_BIN; `make test` sees to both.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod guest;
+#[path = "../scenarios/mod.rs"]
+mod scenarios;
+#[path = "../support/mod.rs"]
+mod support;
+
+/// This tier. The patience is for an emulated host, where a boot takes seconds.
+const TIER: scenarios::Tier = scenarios::Tier {
+    binary: || PathBuf::from(std::env::var_os("III_BIN").expect("III_BIN names no binary: use `make test`")),
+    processes: false,
+    patience: Duration::from_secs(120),
+};

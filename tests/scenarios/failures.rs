@@ -1,0 +1,90 @@
+//! What cannot work says so: what, where, why and what to do next.
+
+use iii_protocol::api::{ErrorCode, Phase};
+use serde_json::json;
+
+use super::bed::{Bed, shell_layer};
+use super::lifecycle::SERVE;
+use crate::support::registry::image;
+
+#[test]
+fn an_image_that_does_not_exist_is_an_error_of_add_and_changes_nothing() {
+    let bed = Bed::new();
+    let before = std::fs::read_to_string(bed.config()).unwrap();
+    for with_daemon in [false, true] {
+        let _daemon = with_daemon.then(|| bed.daemon());
+        let run = bed.iii(&["worker", "add", &bed.registry.reference("no/such:1")]);
+        assert_eq!(run.code, Some(1), "{}", run.stderr);
+        assert!(run.stderr.contains("no/such") && run.stderr.starts_with("error: "), "{}", run.stderr);
+        assert_eq!(std::fs::read_to_string(bed.config()).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_program_that_is_not_in_the_image_could_not_start_and_is_given_up_after_three_tries() {
+    let bed = Bed::new();
+    let config = json!({ "Entrypoint": ["/no/such/program"] });
+    let reference = bed.push("broken", &image(&[shell_layer()], config));
+    bed.configure(&[bed.entry("broken", &reference, &["restart: { delay: 10ms }"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("broken", Phase::Failed);
+    assert_eq!(status.generation, 3);
+    let cause = status.cause.unwrap();
+    assert!(cause.message.contains("/no/such/program"), "{cause:?}");
+    let run = bed.iii(&["worker", "start", "broken"]);
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.contains("/no/such/program"), "{}", run.stderr);
+}
+
+#[test]
+fn a_user_that_the_image_does_not_know_could_not_start() {
+    let bed = Bed::new();
+    let config = json!({ "Entrypoint": ["/bin/sh"], "User": "nosuchuser" });
+    let reference = bed.push("broken", &image(&[shell_layer()], config));
+    bed.configure(&[bed.entry("broken", &reference, &["restart: { delay: 10ms }"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("broken", Phase::Failed);
+    assert!(status.cause.unwrap().message.contains("nosuchuser"));
+}
+
+#[test]
+fn a_registry_that_is_down_fails_quickly_and_start_tries_again() {
+    let bed = Bed::new();
+    bed.configure(&[bed.entry("web", "127.0.0.1:1/web:latest", &["restart: { delay: 10ms }"])]);
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("web", Phase::Failed);
+    let cause = status.cause.unwrap();
+    assert_eq!(cause.code, ErrorCode::Image, "{cause:?}");
+    assert!(cause.message.contains("127.0.0.1:1") && cause.hint.is_some(), "{cause:?}");
+}
+
+#[test]
+fn a_local_project_says_that_it_is_not_supported_yet() {
+    let bed = Bed::new();
+    bed.write_config("workers:\n  - name: mine\n    worker_path: /tmp\n");
+    let _daemon = bed.daemon();
+    let status = bed.wait_phase("mine", Phase::Failed);
+    assert!(status.cause.unwrap().message.contains("local"));
+    assert!(bed.ok(&["worker", "list"]).contains("Local"));
+}
+
+#[test]
+fn two_projects_with_one_worker_name_do_not_share_it() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", SERVE);
+    bed.configure(&[bed.entry("web", &reference, &[])]);
+    let daemon = bed.daemon();
+    bed.wait_phase("web", Phase::Running);
+    daemon.stop();
+    let other = bed.project().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let config = other.join("config.yaml");
+    std::fs::copy(bed.config(), &config).unwrap();
+    let mut second = bed.command(&["-c", config.to_str().unwrap()]).spawn().unwrap();
+    bed.until("the second project says whose name it is", || {
+        let run = bed.iii(&["worker", "status", "web", "-c", config.to_str().unwrap()]);
+        run.text().contains("failed") && run.text().contains(bed.config().to_str().unwrap())
+    });
+    second.kill().unwrap();
+    second.wait().unwrap();
+}

@@ -1,0 +1,15 @@
+//! What users see, told as scenarios: the same ones run with machines as plain processes (`tests/it`) and
+//! with real microVMs (`tests/kvm`). Each scenario has its own home, registry and daemon.
+
+mod adopt;
+mod bed;
+mod chaos;
+mod commands;
+mod daemon;
+mod failures;
+mod lifecycle;
+mod logs;
+mod reload;
+mod restart;
+
+pub use bed::{Bed, Tier, shell_layer};
