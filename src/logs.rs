@@ -5,17 +5,10 @@
 pub mod disk;
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use iii_protocol::log::LogRecord;
 use tokio::sync::watch;
-
-/// Records on their way from the log files, oldest first.
-pub type Records = Box<dyn Iterator<Item = io::Result<LogRecord>> + Send>;
-/// Opens the log files of the worker whose log folder this is: [`disk::read`], or a fake in tests.
-pub type ReadLogs = fn(&Path, &disk::DiskQuery) -> io::Result<Records>;
 
 /// Payload bytes a ring holds by default.
 pub const DEFAULT_RING_BYTES: usize = 256 * 1024;

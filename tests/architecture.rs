@@ -93,7 +93,9 @@ fn only_main_knows_the_cli_the_daemon_and_the_shim_together() {
     for name in ["cli", "daemon", "run_shim", "run_vmm"] {
         assert!(main.contains(name), "main.rs does not name {name}");
     }
-    for (module, foreign) in [("cli", ["daemon::", "actors::", "vm::"]), ("daemon", ["cli::", "run_shim", "run_vmm"])] {
+    for (module, foreign) in
+        [("cli", ["daemon::", "actors::", "vm::"]), ("daemon", ["cli::", "run_shim", "run_vmm"])]
+    {
         for file in rust_files(&root().join("src").join(module)) {
             let code = code(&file);
             for name in foreign {
@@ -108,7 +110,8 @@ fn unsafe_stands_only_where_it_may() {
     for folder in ["src", "crates/protocol/src", "crates/agent/src"] {
         for file in rust_files(&root().join(folder)) {
             let relative = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-            let has = code(&file).split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
+            let has =
+                code(&file).split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
             assert!(!has || MAY_BE_UNSAFE.contains(&relative.as_str()), "{relative} has unsafe code");
         }
     }

@@ -1,11 +1,9 @@
-//! What every command knows: the project it is about, and what only `main` can hand in.
+//! What every command knows: the project it is about.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use futures_util::future::BoxFuture;
-use iii_protocol::api::{ErrorBody, PullEvent, PullRequest, PulledImage};
-use tokio::sync::mpsc;
+use iii_protocol::api::ErrorBody;
 
 use super::client::{Client, ClientError};
 use super::exit::Failure;
@@ -14,28 +12,6 @@ use crate::config::locate::{CONFIG_PATH_ENV, find_config};
 use crate::config::schema::Config;
 use crate::config::suggest::suggest;
 use crate::home::{Home, ProjectId};
-use crate::logs::ReadLogs;
-
-/// Pulls an image in this process, for `add` without a daemon.
-pub type PullHere = fn(
-    Home,
-    Vec<String>,
-    PullRequest,
-    mpsc::Sender<PullEvent>,
-) -> BoxFuture<'static, Result<PulledImage, ErrorBody>>;
-/// Runs the daemon of this config file until its end.
-pub type RunDaemon = fn(Home, &Path) -> Result<(), Failure>;
-
-/// What the command line needs of parts it does not know.
-#[derive(Debug, Clone, Copy)]
-pub struct Hooks {
-    /// `iii` without a command.
-    pub daemon: RunDaemon,
-    /// Log files.
-    pub read_logs: ReadLogs,
-    /// Home, insecure registries, what to pull; progress goes to the channel.
-    pub pull_here: PullHere,
-}
 
 /// The project a command is about.
 #[derive(Debug, Clone)]
@@ -46,28 +22,26 @@ pub struct Context {
     pub config: PathBuf,
     /// Names the project in paths.
     pub project: ProjectId,
-    /// What `main` handed in.
-    pub hooks: Hooks,
 }
 
 impl Context {
     /// From the command line's `--config`, the environment and the current folder.
-    pub fn find(flag: Option<&Path>, hooks: Hooks) -> Result<Context, Failure> {
+    pub fn find(flag: Option<&Path>) -> Result<Context, Failure> {
         let home =
             Home::from_env().map_err(|e| Failure::failed(e.to_string()).hint("set HOME or III_HOME"))?;
         let cwd = std::env::current_dir()
             .map_err(|e| Failure::failed(format!("the current folder cannot be found: {e}")))?;
         let found = find_config(flag, std::env::var_os(CONFIG_PATH_ENV).as_deref(), &cwd);
-        Context::new(home, &found, hooks)
+        Context::new(home, &found)
     }
 
     /// For this config file, which need not exist, though its folder must.
-    pub fn new(home: Home, config: &Path, hooks: Hooks) -> Result<Context, Failure> {
+    pub fn new(home: Home, config: &Path) -> Result<Context, Failure> {
         let config = canonical(config).map_err(|e| {
             Failure::usage(format!("cannot find {}: {e}", config.display()))
                 .hint("check the path in --config or III_CONFIG_PATH")
         })?;
-        Ok(Context { project: ProjectId::of(&config), home, config, hooks })
+        Ok(Context { project: ProjectId::of(&config), home, config })
     }
 
     /// A client for this project's daemon.

@@ -11,21 +11,27 @@ pub mod progress;
 pub mod wait;
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command, WorkerCommand};
-use context::{Context, Hooks};
+use context::Context;
 use exit::Failure;
 use output::Printer;
 
+use crate::home::Home;
+
+/// Runs the daemon of this config file until its end: known to `main` only.
+pub type RunDaemon = fn(Home, &Path) -> Result<(), Failure>;
+
 /// The whole program but the hidden processes: reads the command line, does it, says how it went.
-pub fn run(hooks: Hooks) -> ExitCode {
+pub fn run(daemon: RunDaemon) -> ExitCode {
     // Ends the process itself for `--help` (0) and for what it does not understand (2).
     let cli = Cli::parse();
     let mut printer = Printer::std();
-    match dispatch(&cli, hooks, &mut printer) {
+    match dispatch(&cli, daemon, &mut printer) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(failure) => {
             printer.fail(&failure);
@@ -34,7 +40,7 @@ pub fn run(hooks: Hooks) -> ExitCode {
     }
 }
 
-fn dispatch(cli: &Cli, hooks: Hooks, printer: &mut Printer) -> Result<(), Failure> {
+fn dispatch(cli: &Cli, daemon: RunDaemon, printer: &mut Printer) -> Result<(), Failure> {
     let command = match &cli.command {
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
@@ -45,8 +51,8 @@ fn dispatch(cli: &Cli, hooks: Hooks, printer: &mut Printer) -> Result<(), Failur
         Some(Command::Worker(command)) => Some(command),
         None => None,
     };
-    let ctx = Context::find(cli.config.as_deref(), hooks)?;
-    let Some(command) = command else { return commands::daemon(&ctx, printer) };
+    let ctx = Context::find(cli.config.as_deref())?;
+    let Some(command) = command else { return commands::daemon(&ctx, daemon, printer) };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -57,8 +63,8 @@ fn dispatch(cli: &Cli, hooks: Hooks, printer: &mut Printer) -> Result<(), Failur
 /// One `iii worker ...` command.
 pub async fn worker(ctx: &Context, command: &WorkerCommand, printer: &mut Printer) -> Result<(), Failure> {
     match command {
-        WorkerCommand::Add(_) => unreachable!(),
-        WorkerCommand::Remove(_) => unreachable!(),
+        WorkerCommand::Add(args) => commands::add(ctx, args, printer).await,
+        WorkerCommand::Remove(args) => commands::remove(ctx, args, printer).await,
         WorkerCommand::List(args) => commands::list(ctx, args, printer).await,
         WorkerCommand::Start(args) => commands::start(ctx, args, printer).await,
         WorkerCommand::Stop(args) => commands::stop(ctx, args, printer).await,

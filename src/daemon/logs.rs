@@ -9,7 +9,7 @@
 //! batch and blocks nobody.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,18 +23,20 @@ use super::routes::Edge;
 use super::server::closed;
 use crate::actors::messages::{SupervisorMsg, WorkerView};
 use crate::logs::disk::DiskQuery;
-use crate::logs::{Chunk, ReadLogs, Records};
+use crate::logs::{Chunk, disk};
 
 /// How many records one batch holds at most.
 const BATCH_RECORDS: usize = 128;
 /// How many bytes of output end a batch.
 const BATCH_BYTES: usize = 64 * 1024;
 
+/// Records on their way from the log files, oldest first.
+type Records = Box<dyn Iterator<Item = io::Result<LogRecord>> + Send>;
+
 /// Where one client is in one worker's log.
 pub(super) struct LogSource {
     view: WorkerView,
     dir: PathBuf,
-    read_logs: ReadLogs,
     /// The next record to send.
     next: u64,
     /// The first record not to send; `None` follows.
@@ -61,14 +63,12 @@ impl LogSource {
     pub(super) async fn open(
         view: WorkerView,
         dir: PathBuf,
-        read_logs: ReadLogs,
         query: &LogsQuery,
     ) -> io::Result<LogSource> {
         let upper = *view.ring.subscribe().borrow();
         let mut source = LogSource {
             view,
             dir,
-            read_logs,
             next: query.tail.map_or(0, |tail| upper.saturating_sub(tail)),
             until: (!query.follow).then_some(upper),
             since: query.since,
@@ -222,11 +222,15 @@ impl LogSource {
     }
 
     async fn open_disk(&mut self, query: DiskQuery, resume: u64) -> io::Result<()> {
-        let (read, dir) = (self.read_logs, self.dir.clone());
-        let records = tokio::task::spawn_blocking(move || read(&dir, &query)).await??;
+        let dir = self.dir.clone();
+        let records = tokio::task::spawn_blocking(move || open(&dir, &query)).await??;
         self.stage = Stage::Disk { records, resume };
         Ok(())
     }
+}
+
+fn open(dir: &Path, query: &DiskQuery) -> io::Result<Records> {
+    Ok(Box::new(disk::read(dir, query)?))
 }
 
 /// Reads until a batch is full; an empty one is the end.

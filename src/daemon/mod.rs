@@ -9,9 +9,11 @@
 //!  tree has ended: open streams drain, the socket goes away, the lock is released
 //! ```
 
+mod images;
 mod logs;
 pub mod narrate;
 mod reply;
+mod root;
 pub mod routes;
 pub mod server;
 mod signals;
@@ -31,10 +33,11 @@ use jiff::tz::TimeZone;
 use ractor::ActorRef;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::actors::messages::SupervisorMsg;
 use crate::home::{Home, ProjectId};
-use crate::logs::ReadLogs;
 use narrate::{Narrator, Printer};
 use routes::Edge;
 use signals::Signals;
@@ -48,6 +51,8 @@ const SLOW_NOTICE: Duration = Duration::from_secs(2);
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// How long file work that is under way may hold up the daemon's end.
 const LAST_WORK: Duration = Duration::from_millis(500);
+/// Environment variable that says what is logged on stderr besides.
+pub const LOG_ENV: &str = "III_LOG";
 /// How many events may wait to be told.
 pub const EVENT_QUEUE: usize = 256;
 
@@ -56,15 +61,15 @@ pub const EVENT_QUEUE: usize = 256;
 pub enum Event {
     /// A worker's status changed.
     Worker(Box<WorkerStatus>),
-    /// A worker was removed and is gone.
-    Gone {
-        /// Its name.
-        name: String,
+    /// An edited config.yaml came into force.
+    ConfigInForce {
+        /// Workers that were added, removed or changed.
+        changed: Vec<String>,
     },
-    /// config.yaml was read again.
-    Config {
-        /// Why it is not in force.
-        error: Option<String>,
+    /// An edited config.yaml did not come into force.
+    ConfigRefused {
+        /// Why, with line and caret.
+        error: String,
     },
 }
 
@@ -149,7 +154,27 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 }
 
 /// Runs the daemon of the project of `config` until it is told to end.
-pub fn run(home: Home, config: &Path, read_logs: ReadLogs, start: Box<StartRoot>) -> Result<(), DaemonError> {
+pub fn run(home: Home, config: &Path) -> Result<(), DaemonError> {
+    log_to_stderr();
+    run_with(home, config, Box::new(|project| Box::pin(root::start_root(project))))
+}
+
+/// `III_LOG` says what: `warn` by default.
+fn log_to_stderr() {
+    use io::IsTerminal as _;
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .with_env_var(LOG_ENV)
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_env_filter(filter)
+        .init();
+}
+
+/// The same with another supervisor tree.
+pub fn run_with(home: Home, config: &Path, start: Box<StartRoot>) -> Result<(), DaemonError> {
     let config =
         config.canonicalize().map_err(|source| DaemonError::Config { path: config.to_owned(), source })?;
     let id = ProjectId::of(&config);
@@ -161,7 +186,7 @@ pub fn run(home: Home, config: &Path, read_logs: ReadLogs, start: Box<StartRoot>
         .build()
         .map_err(system("start threads"))?;
     let printer = Printer::start(io::stdout()).map_err(system("start a thread"))?;
-    let ended = runtime.block_on(serve(&place, project, read_logs, start, &printer));
+    let ended = runtime.block_on(serve(&place, project, start, &printer));
     runtime.shutdown_timeout(LAST_WORK);
     drop(place);
     printer.finish(LAST_LINES);
@@ -171,7 +196,6 @@ pub fn run(home: Home, config: &Path, read_logs: ReadLogs, start: Box<StartRoot>
 async fn serve(
     place: &Place,
     project: Project,
-    read_logs: ReadLogs,
     start: Box<StartRoot>,
     printer: &Printer,
 ) -> Result<(), DaemonError> {
@@ -187,7 +211,7 @@ async fn serve(
     printer.line(format!("iii {} runs {}", info.version, info.config_path));
     let root = start(project).await.map_err(DaemonError::Start)?;
     let (close, closing) = watch::channel(false);
-    let edge = Arc::new(Edge { supervisor: root.supervisor, info, read_logs, closing: closing.clone() });
+    let edge = Arc::new(Edge { supervisor: root.supervisor, info, closing: closing.clone() });
     let server = tokio::spawn(server::serve(listener, routes::router(edge.clone()), closing));
     let ended = supervise(&edge, root.ended, root.events, signals, printer).await;
     close.send_replace(true);

@@ -48,12 +48,13 @@ impl Narrator {
             Event::Worker(status) => {
                 self.worker(now, status).into_iter().map(|text| format!("{clock} {text}")).collect()
             }
-            Event::Gone { name } => {
-                self.said.remove(name);
-                vec![format!("{clock} {name}  removed")]
+            Event::ConfigInForce { changed } if changed.is_empty() => {
+                vec![format!("{clock} config.yaml was read again: nothing changed")]
             }
-            Event::Config { error: None } => vec![format!("{clock} config.yaml was read again")],
-            Event::Config { error: Some(error) } => {
+            Event::ConfigInForce { changed } => {
+                vec![format!("{clock} config.yaml was read again: {}", changed.join(", "))]
+            }
+            Event::ConfigRefused { error } => {
                 vec![format!("{clock} config.yaml is not in force, the last good one still is:\n{error}")]
             }
         }

@@ -24,7 +24,6 @@ use super::logs::LogSource;
 use super::reply::{ApiError, body_or_default, json_line, ndjson, parse_body};
 use super::server::closed;
 use crate::actors::messages::{SupervisorMsg, WorkerView};
-use crate::logs::ReadLogs;
 
 /// The largest request body. Every one the API knows is far smaller.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -41,8 +40,6 @@ pub struct Edge {
     pub supervisor: ActorRef<SupervisorMsg>,
     /// Who we are.
     pub info: DaemonInfo,
-    /// Reads log files.
-    pub read_logs: ReadLogs,
     /// True once the supervisor tree has ended: open streams come to their end.
     pub closing: watch::Receiver<bool>,
 }
@@ -140,7 +137,7 @@ async fn logs(
     }
     let view = edge.view(&name).await?;
     let dir = PathBuf::from(&view.status.borrow().log_dir);
-    let source = LogSource::open(view, dir, edge.read_logs, &query)
+    let source = LogSource::open(view, dir, &query)
         .await
         .map_err(|e| ApiError::internal(format!("the log files of `{name}` cannot be read: {e}")))?;
     Ok(ndjson(source.into_stream(name, edge)))

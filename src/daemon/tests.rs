@@ -84,7 +84,6 @@ fn the_life_of_a_worker_is_one_line_per_change() {
         worker(204_000, &again),
         worker(300_000, &stopping),
         worker(301_000, &stopped),
-        (302_000, Event::Gone { name: "web".to_owned() }),
     ]), @r"
     12:00:00 web  preparing: pulling redis:7: 0/5 layers
     12:00:01 web  booting
@@ -94,7 +93,6 @@ fn the_life_of_a_worker_is_one_line_per_change() {
     12:03:24 web  booting
     12:05:00 web  stopping (killed in 10s)
     12:05:01 web  stopped (signal 15)
-    12:05:02 web  removed
     ");
 }
 
@@ -106,19 +104,19 @@ fn an_adopted_worker_and_one_that_failed_say_so() {
         message: "/dev/kvm cannot be opened".to_owned(),
         hint: Some("add yourself to the group `kvm`".to_owned()),
     });
-    let error = Some("config.yaml:3:5: unknown key".to_owned());
+    let error = "config.yaml:3:5: unknown key".to_owned();
     insta::assert_snapshot!(tell(&[
         worker(60_000, &web(Phase::Running, 0)),
         worker(61_000, &failed),
-        (62_000, Event::Config { error }),
-        (63_000, Event::Config { error: None }),
+        (62_000, Event::ConfigRefused { error }),
+        (63_000, Event::ConfigInForce { changed: vec!["web".to_owned()] }),
     ]), @r"
     12:01:00 web  running (up 1m)
     12:01:01 web  failed: /dev/kvm cannot be opened
       hint: add yourself to the group `kvm`
     12:01:02 config.yaml is not in force, the last good one still is:
     config.yaml:3:5: unknown key
-    12:01:03 config.yaml was read again
+    12:01:03 config.yaml was read again: web
     ");
 }
 

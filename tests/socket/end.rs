@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, raise};
 use ractor::Actor;
 use tokio::sync::mpsc;
 
-use crate::fake::{Fake, Project, read_logs};
+use crate::fake::{Fake, Project};
 
 // One test, because signals reach all of a process.
 #[test]
@@ -16,10 +16,9 @@ fn the_first_signal_asks_the_second_kills_and_no_socket_is_left() {
     let ctx = project.ctx.clone();
     let world = project.world.clone();
     let running = std::thread::spawn(move || {
-        daemon::run(
+        daemon::run_with(
             ctx.home.clone(),
             &ctx.config,
-            read_logs,
             Box::new(|_| {
                 Box::pin(async move {
                     let (supervisor, ended) = Actor::spawn(None, Fake, world).await.unwrap();

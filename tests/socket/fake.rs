@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use iii::actors::messages::{SupervisorMsg, WorkerView};
-use iii::cli::context::{Context, Hooks};
-use iii::cli::exit::Failure;
+use iii::cli::context::Context;
 use iii::cli::output::Printer;
 use iii::daemon::routes::{Edge, router};
 use iii::daemon::server;
 use iii::daemon::socket::Place;
 use iii::home::Home;
-use iii::logs::disk::DiskQuery;
-use iii::logs::{LogRing, Records};
+use iii::logs::LogRing;
+use iii::logs::disk::{DEFAULT_FILE_BYTES, DEFAULT_FILES, LogFiles};
 use iii_protocol::api::{
     DaemonInfo, Desired, ErrorBody, ErrorCode, Phase, PullEvent, ReloadReply, Resources, WorkerList,
     WorkerStatus, WorkerType,
@@ -33,6 +32,8 @@ pub struct World {
     pub workers: BTreeMap<String, FakeWorker>,
     /// What was asked for, in order.
     pub asked: Vec<String>,
+    /// The log files that are written to.
+    pub files: BTreeMap<String, LogFiles>,
     /// What the next pull says.
     pub pull: Vec<PullEvent>,
     pub config_error: Option<String>,
@@ -218,20 +219,7 @@ impl Project {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         fs::write(&path, config).unwrap();
-        let hooks = Hooks {
-            daemon: |_, _| Err(Failure::failed("not in this test")),
-            read_logs,
-            pull_here: |_, _, request, _| {
-                Box::pin(async move {
-                    Err(ErrorBody {
-                        code: ErrorCode::Image,
-                        message: format!("no registry for {}", request.reference),
-                        hint: None,
-                    })
-                })
-            },
-        };
-        let ctx = Context::new(Home::at(dir.path().join("home")), &path, hooks).unwrap();
+        let ctx = Context::new(Home::at(dir.path().join("home")), &path).unwrap();
         Project { dir, world: Shared::default(), ctx }
     }
 
@@ -261,11 +249,14 @@ impl Project {
     /// Writes a record as a shim does: to the log files first, then to the daemon's ring.
     pub fn log(&self, name: &str, seq: u64, text: &str) {
         let record = record(seq, text);
-        let dir = self.ctx.home.logs(name);
-        fs::create_dir_all(&dir).unwrap();
-        let mut file = fs::File::options().append(true).create(true).open(dir.join("log")).unwrap();
-        file.write_all(&record.to_line()).unwrap();
-        if let Some(worker) = self.world.lock().unwrap().workers.get(name) {
+        let mut world = self.world.lock().unwrap();
+        let files = world.files.entry(name.to_owned()).or_insert_with(|| {
+            let dir = self.ctx.home.logs(name);
+            fs::create_dir_all(&dir).unwrap();
+            LogFiles::open(&dir, DEFAULT_FILE_BYTES, DEFAULT_FILES).unwrap()
+        });
+        files.append(std::slice::from_ref(&record)).unwrap();
+        if let Some(worker) = world.workers.get(name) {
             worker.ring.push(record);
         }
     }
@@ -283,7 +274,7 @@ impl Project {
             started_at: Timestamp::now(),
         };
         let edge =
-            Arc::new(Edge { supervisor: supervisor.clone(), info, read_logs, closing: closing.clone() });
+            Arc::new(Edge { supervisor: supervisor.clone(), info, closing: closing.clone() });
         let server = tokio::spawn(server::serve(listener, router(edge), closing));
         FakeDaemon { supervisor, root, close, server, _place: place }
     }
@@ -319,32 +310,4 @@ pub fn record(seq: u64, text: &str) -> LogRecord {
     let ts = Timestamp::from_second(1_767_322_800 + i64::try_from(seq).unwrap()).unwrap();
     let stream = if text.starts_with('!') { Stream::Stderr } else { Stream::Stdout };
     LogRecord { seq, ts, generation: 1, stream, bytes: text.as_bytes().to_vec() }
-}
-
-/// Log files of the simplest kind: one file, read from its beginning.
-pub fn read_logs(dir: &Path, query: &DiskQuery) -> io::Result<Records> {
-    let path: PathBuf = dir.join("log");
-    let file = match fs::File::open(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Box::new(std::iter::empty())),
-        file => file?,
-    };
-    let tail = query.tail;
-    let query = query.clone();
-    let wanted = move |record: &LogRecord| {
-        query.from_seq.is_none_or(|from| record.seq >= from)
-            && query.until_seq.is_none_or(|until| record.seq < until)
-            && query.since.is_none_or(|since| record.ts >= since)
-    };
-    let records = io::BufReader::new(file)
-        .lines()
-        .map(|line| Ok(LogRecord::from_line(line?.as_bytes()).expect("a record")))
-        .filter(move |record: &io::Result<LogRecord>| record.as_ref().is_ok_and(&wanted));
-    match tail {
-        Some(tail) => {
-            let all: Vec<_> = records.collect();
-            let skip = all.len().saturating_sub(usize::try_from(tail).unwrap());
-            Ok(Box::new(all.into_iter().skip(skip)))
-        }
-        None => Ok(Box::new(records)),
-    }
 }

@@ -75,8 +75,9 @@ async fn only_what_is_new_is_followed_with_a_tail_of_nothing() {
     let project = project();
     let daemon = project.serve().await;
     // The files have lines, the ring of this daemon has none yet.
-    project.log("other", 1, "");
-    std::fs::rename(project.ctx.home.logs("other"), project.ctx.home.logs("web")).unwrap();
+    let dir = project.ctx.home.logs("web");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("output.jsonl"), record(1, "old\n").to_line()).unwrap();
     let query = LogsQuery { follow: true, tail: Some(0), ..LogsQuery::default() };
     let mut lines = project.ctx.client().get_lines(&logs_path("web", &query)).await.unwrap();
     project.log("web", 2, &line(2));

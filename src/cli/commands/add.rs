@@ -20,6 +20,7 @@ use crate::config::locate::STARTER;
 use crate::config::schema::{Source, WorkerConfig};
 use crate::fsutil::PathError;
 use crate::image::reference::{Reference, default_worker_name};
+use crate::image::store::{ImageStore, PullPolicy, RegistrySettings};
 
 /// Variables of an image that describe the image, not the worker: never written into config.yaml.
 const SYSTEM_VARIABLES: [&str; 5] = ["PATH", "HOME", "HOSTNAME", "LANG", "TERM"];
@@ -80,12 +81,16 @@ fn worker_name(args: &AddArgs, reference: &str) -> Result<String, Failure> {
         ))
         .hint("build an image of it, push it to a registry, and add that"));
     }
-    let parsed: Reference = reference.parse().map_err(|e| {
-        Failure::usage(format!("{e}")).hint("a reference looks like `redis:7` or `ghcr.io/org/name:1.0.0`")
-    })?;
+    let parsed = parse(reference)?;
     let name = args.name.clone().unwrap_or_else(|| default_worker_name(&parsed));
     load::check_name(&name).map_err(|e| Failure::usage(e).hint("choose another one with `--name`"))?;
     Ok(name)
+}
+
+fn parse(reference: &str) -> Result<Reference, Failure> {
+    reference.parse::<Reference>().map_err(|e| {
+        Failure::usage(e.to_string()).hint("a reference looks like `redis:7` or `ghcr.io/org/name:1.0.0`")
+    })
 }
 
 fn exists(known: &WorkerConfig, reference: &str) -> Failure {
@@ -162,8 +167,11 @@ async fn pull_here(
             .map_err(|e| Failure::from(ErrorBody::from(&e)))?,
     };
     let (sender, mut events) = mpsc::channel(PULL_QUEUE);
-    let mut job =
-        std::pin::pin!((ctx.hooks.pull_here)(ctx.home.clone(), config.insecure_registries, request, sender));
+    let reference = parse(&request.reference)?;
+    let policy = if request.force { PullPolicy::Always } else { PullPolicy::IfMissing };
+    let settings = RegistrySettings { insecure: config.insecure_registries };
+    let store = ImageStore::new(&ctx.home);
+    let mut job = std::pin::pin!(store.ensure(&reference, policy, &settings, sender));
     let pulled = loop {
         tokio::select! {
             biased;
@@ -174,7 +182,12 @@ async fn pull_here(
     while let Ok(event) = events.try_recv() {
         progress.event(printer, &event);
     }
-    let image = pulled?;
+    let image = pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?;
+    let image = PulledImage {
+        digest: image.digest,
+        env: image.config.env,
+        root_disk_bytes: image.root_disk_bytes,
+    };
     progress.event(printer, &PullEvent::Done { image: image.clone() });
     Ok(image)
 }

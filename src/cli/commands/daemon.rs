@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 
+use crate::cli::RunDaemon;
 use crate::cli::context::Context;
 use crate::cli::exit::Failure;
 use crate::cli::output::Printer;
@@ -8,7 +9,7 @@ use crate::config::locate::STARTER;
 use crate::fsutil::PathError;
 
 /// `iii`: sees to it that there is a config file, then runs the daemon.
-pub fn daemon(ctx: &Context, printer: &mut Printer) -> Result<(), Failure> {
+pub fn daemon(ctx: &Context, run: RunDaemon, printer: &mut Printer) -> Result<(), Failure> {
     let path = ctx.config.display();
     if !ctx.config.exists() {
         if printer.interactive && !printer.confirm(&format!("there is no {path}; create it?"))? {
@@ -18,7 +19,7 @@ pub fn daemon(ctx: &Context, printer: &mut Printer) -> Result<(), Failure> {
         create_starter(ctx)?;
         printer.say(&format!("created {path}; `iii worker add REF` adds a worker to it"));
     }
-    (ctx.hooks.daemon)(ctx.home.clone(), &ctx.config)
+    run(ctx.home.clone(), &ctx.config)
 }
 
 fn create_starter(ctx: &Context) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use crate::cli::client::{ClientError, logs_path};
 use crate::cli::context::Context;
 use crate::cli::exit::Failure;
 use crate::cli::output::Printer;
-use crate::logs::disk::DiskQuery;
+use crate::logs::disk::{self, DiskQuery};
 
 /// `iii worker logs`.
 pub async fn logs(ctx: &Context, args: &LogsArgs, printer: &mut Printer) -> Result<(), Failure> {
@@ -52,11 +52,11 @@ fn from_disk(
         printer.say(&format!("`{name}` has not written anything yet"));
         return Ok(());
     }
-    let disk =
+    let wanted =
         DiskQuery { tail: query.tail, since: query.since, previous: query.previous, ..DiskQuery::default() };
     let unreadable =
         |e: io::Error| Failure::failed(format!("the logs in {} cannot be read: {e}", dir.display()));
-    for record in (ctx.hooks.read_logs)(&dir, &disk).map_err(unreadable)? {
+    for record in disk::read(&dir, &wanted).map_err(unreadable)? {
         show.record(&record.map_err(unreadable)?, printer)?;
     }
     printer.flush()?;

@@ -1,10 +1,10 @@
 //! One function per command: ask, print, return how it went.
 
-//TMP mod add;
+mod add;
 mod daemon;
 mod list;
 mod logs;
-//TMP mod remove;
+mod remove;
 mod restart;
 mod start;
 mod status;
@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, ErrorCode, WorkerStatus};
 
-//TMP pub use add::add;
+pub use add::add;
 pub use daemon::daemon;
 pub use list::list;
 pub use logs::logs;
-//TMP pub use remove::remove;
+pub use remove::remove;
 pub use restart::restart;
 pub use start::start;
 pub use status::status;
