@@ -11,4 +11,5 @@ pub mod home;
 pub mod host;
 pub mod image;
 pub mod logs;
+pub mod units;
 pub mod vm;

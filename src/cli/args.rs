@@ -1,0 +1,254 @@
+//! The command line as clap reads it: types only.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use jiff::Timestamp;
+
+/// Keeps workers alive, each in its own microVM.
+///
+/// Without a command it is the daemon: it runs every worker of config.yaml in the foreground until Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(
+    name = "iii",
+    version,
+    after_help = "Example:\n  iii worker add docker.io/library/redis:7   # write it into config.yaml\n  \
+                  iii                                        # run everything in config.yaml"
+)]
+pub struct Cli {
+    /// The config file; otherwise III_CONFIG_PATH, else config.yaml here or in a parent folder.
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do; the daemon if absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Top-level commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Add, remove, list, start, stop and look at workers.
+    #[command(subcommand, after_help = "Example:\n  iii worker list")]
+    Worker(WorkerCommand),
+    /// Print a completion script for a shell.
+    #[command(
+        after_help = "Example:\n  iii completions bash > ~/.local/share/bash-completion/completions/iii"
+    )]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// `iii worker ...`.
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// Pull images and add them to config.yaml; a running daemon starts them at once.
+    #[command(after_help = "Examples:\n  iii worker add ghcr.io/my-org/my-worker:1.0.0\n  \
+                            iii worker add redis:7 --name cache")]
+    Add(AddArgs),
+    /// Stop workers, take them out of config.yaml and delete what they left. Images stay.
+    #[command(visible_alias = "rm", after_help = "Example:\n  iii worker remove cache")]
+    Remove(RemoveArgs),
+    /// Show all workers and how they are.
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  iii worker list\n  \
+                            iii worker list --json | jq '.workers[].phase'"
+    )]
+    List(ListArgs),
+    /// Start workers that are stopped; workers that failed are tried again.
+    #[command(after_help = "Example:\n  iii worker start cache")]
+    Start(StartArgs),
+    /// Stop workers; they stay stopped until they are started again.
+    #[command(after_help = "Examples:\n  iii worker stop cache\n  iii worker stop cache --timeout 30s")]
+    Stop(StopArgs),
+    /// Stop workers, then start them.
+    #[command(after_help = "Example:\n  iii worker restart cache")]
+    Restart(StopArgs),
+    /// Show everything known about a worker, or about all.
+    #[command(after_help = "Examples:\n  iii worker status cache\n  iii worker status cache --json")]
+    Status(StatusArgs),
+    /// Print what a worker wrote: its stdout to stdout, its stderr to stderr.
+    #[command(after_help = "Examples:\n  iii worker logs cache --follow\n  \
+                            iii worker logs cache --since 10m --timestamps")]
+    Logs(LogsArgs),
+}
+
+/// `iii worker add`.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Images, as Docker names them: `redis:7`, `ghcr.io/org/name@sha256:...`.
+    #[arg(required = true, value_name = "REF")]
+    pub references: Vec<String>,
+    /// The worker's name; otherwise the last part of the image's name.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Pull again, delete the worker's disk and replace its entry's image; its other keys are kept.
+    #[arg(short, long)]
+    pub force: bool,
+    /// Also replace the rest of its entry in config.yaml.
+    #[arg(long, requires = "force")]
+    pub reset_config: bool,
+    /// Do not wait until the worker runs.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `iii worker remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// Workers.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Do not ask, on a terminal either.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `iii worker list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// For programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `iii worker start`.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// Workers.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Do not wait until they run.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `iii worker stop` and `restart`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Workers.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Do not wait for the end of it.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long a worker may take to end by itself before it is killed (`30s`, `0s` kills at once);
+    /// otherwise its stop_timeout.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// `iii worker status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// One worker; otherwise all of them.
+    pub name: Option<String>,
+    /// For programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `iii worker logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The worker.
+    pub name: String,
+    /// Go on with what it writes from now on.
+    #[arg(short, long, conflicts_with = "previous")]
+    pub follow: bool,
+    /// Only the last N lines.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub tail: Option<u64>,
+    /// Only what was written since: `10m` ago, or a time such as 2026-01-02T03:04:05Z.
+    #[arg(long, value_name = "DURATION|TIME")]
+    pub since: Option<Since>,
+    /// Begin each line with its time.
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// What it wrote before it was started the last time.
+    #[arg(long)]
+    pub previous: bool,
+    /// One JSON object per line, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A point in time, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// Before now.
+    Ago(Duration),
+    /// Then.
+    At(Timestamp),
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Since, String> {
+        if let Ok(ago) = humantime::parse_duration(text) {
+            return Ok(Since::Ago(ago));
+        }
+        text.parse()
+            .map(Since::At)
+            .map_err(|_| "neither a duration such as 10m nor a time such as 2026-01-02T03:04:05Z".to_owned())
+    }
+}
+
+impl Since {
+    /// The point in time; one before all time is the beginning of it.
+    pub fn resolve(self, now: Timestamp) -> Timestamp {
+        match self {
+            Since::Ago(ago) => now.checked_sub(ago).unwrap_or(Timestamp::MIN),
+            Since::At(then) => then,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "`{}` has no example", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_config_flag_may_come_last() {
+        let cli = Cli::try_parse_from(["iii", "worker", "list", "-c", "x.yaml"]).unwrap();
+        assert_eq!(cli.config.unwrap(), PathBuf::from("x.yaml"));
+    }
+
+    #[test]
+    fn reset_config_alone_is_refused() {
+        let error = Cli::try_parse_from(["iii", "worker", "add", "redis", "--reset-config"]).unwrap_err();
+        assert!(error.to_string().contains("--force"), "{error}");
+    }
+
+    #[test]
+    fn since_takes_durations_and_times() {
+        let now: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let at = |text: &str| text.parse::<Since>().map(|since| since.resolve(now).to_string());
+        assert_eq!(at("10m").unwrap(), "2026-01-02T02:54:05Z");
+        assert_eq!(at("2025-12-31T00:00:00+01:00").unwrap(), "2025-12-30T23:00:00Z");
+        assert!(at("yesterday").unwrap_err().contains("10m"));
+        assert_eq!("9999999y".parse::<Since>().map(|s| s.resolve(now)), Ok(Timestamp::MIN));
+    }
+}

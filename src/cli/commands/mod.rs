@@ -1,0 +1,134 @@
+//! One function per command: ask, print, return how it went.
+
+mod add;
+mod daemon;
+mod list;
+mod logs;
+mod remove;
+mod restart;
+mod start;
+mod status;
+mod stop;
+
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, ErrorCode, WorkerStatus};
+
+pub use add::add;
+pub use daemon::daemon;
+pub use list::list;
+pub use logs::logs;
+pub use remove::remove;
+pub use restart::restart;
+pub use start::start;
+pub use status::status;
+pub use stop::stop;
+
+use super::client::{Client, ClientError, worker_path};
+use super::context::Context;
+use super::exit::Failure;
+use super::output::Printer;
+use super::progress::WaitProgress;
+use super::wait::{Verdict, judge_stop};
+
+/// Follows a worker's changes until `judge` knows the answer, and returns its words.
+async fn wait_until(
+    client: &Client,
+    name: &str,
+    printer: &mut Printer,
+    judge: impl Fn(&WorkerStatus) -> Verdict,
+) -> Result<String, Failure> {
+    let mut changes = client.get_lines(&worker_path(name, "watch")).await?;
+    let mut progress = WaitProgress::new(printer.err_style);
+    let answer = loop {
+        let status = match changes.next_json::<WorkerStatus>().await {
+            Ok(Some(status)) => status,
+            Ok(None) => break Err(why_no_more(client, name).await),
+            Err(e) => break Err(e.into()),
+        };
+        progress.status(printer, &status);
+        match judge(&status) {
+            Verdict::Pending => {}
+            Verdict::Done(how) => break Ok(how),
+            Verdict::Failed(error) => break Err(error.into()),
+        }
+    };
+    progress.finish();
+    answer
+}
+
+/// A stream of changes has come to its end: the worker is gone, or the daemon is.
+async fn why_no_more(client: &Client, name: &str) -> Failure {
+    match client.get::<WorkerStatus>(&worker_path(name, "")).await {
+        Err(ClientError::Refused(ErrorBody { code: ErrorCode::NotFound, .. })) => {
+            Failure::failed(format!("`{name}` was removed in the meantime"))
+        }
+        Err(e @ ClientError::Refused(_)) => e.into(),
+        Ok(_) | Err(_) => ClientError::Gone(format!("it ended while `{name}` was waited for")).into(),
+    }
+}
+
+/// Waits until a worker that was told to stop has stopped.
+async fn wait_stopped(client: &Client, name: &str, printer: &mut Printer) -> Result<String, Failure> {
+    wait_until(client, name, printer, judge_stop).await
+}
+
+/// Says how each of several went, in order; a failure does not keep the others from their turn.
+struct Tally {
+    failures: Vec<Failure>,
+    several: bool,
+}
+
+impl Tally {
+    fn of(count: usize) -> Tally {
+        Tally { failures: Vec::new(), several: count > 1 }
+    }
+
+    fn note(&mut self, printer: &mut Printer, result: Result<(), Failure>) {
+        let Err(failure) = result else { return };
+        if self.several {
+            printer.fail(&failure);
+        }
+        self.failures.push(failure);
+    }
+
+    fn result(mut self) -> Result<(), Failure> {
+        match self.failures.pop() {
+            None => Ok(()),
+            Some(_) if self.several => Err(Failure::Said),
+            Some(failure) => Err(failure),
+        }
+    }
+}
+
+/// The grace of a stop on the wire.
+fn grace_ms(timeout: Option<Duration>) -> Option<u64> {
+    timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Asks the daemon for one thing per name; names the project if there is no daemon.
+async fn post_each(
+    ctx: &Context,
+    names: &[String],
+    verb: &str,
+    body: &impl serde::Serialize,
+    printer: &mut Printer,
+    tally: &mut Tally,
+) -> Vec<WorkerStatus> {
+    let client = ctx.client();
+    let mut accepted = Vec::new();
+    for name in names {
+        match client.post::<WorkerStatus>(&worker_path(name, verb), body).await {
+            Ok(status) => accepted.push(status),
+            Err(e) => {
+                let gone = matches!(e, ClientError::NoDaemon);
+                tally.note(printer, Err(ctx.explain(e)));
+                // The others would only say the same.
+                if gone {
+                    break;
+                }
+            }
+        }
+    }
+    accepted
+}

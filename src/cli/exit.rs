@@ -1,0 +1,143 @@
+//! How a command ends: the exit codes, and the one conversion from what went wrong.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done, and the answer is good |
+//! | 1 | failed: the world, the worker or the daemon is not as asked for |
+//! | 2 | usage: an argument, a flag or config.yaml is wrong; nothing was done |
+//! | 130 | ended by Ctrl-C (128 + SIGINT, the shells' convention) |
+
+use std::io;
+use std::process::ExitCode;
+
+use iii_protocol::api::{ErrorBody, ErrorCode};
+
+/// Exit code of a command that did what it was asked for.
+pub const OK: u8 = 0;
+/// Exit code of a command that failed.
+pub const FAILED: u8 = 1;
+/// Exit code of a command that was called wrongly.
+pub const USAGE: u8 = 2;
+
+/// What the user is told when a command does not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// `error: message`, an empty line, `hint: hint`.
+    Told {
+        /// [`FAILED`] or [`USAGE`].
+        code: u8,
+        /// What, where and why.
+        message: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
+    /// Everything was said already, such as one error per argument.
+    Said,
+    /// The reader of our output has gone (`| head`): nobody is left to tell, and nothing is wrong.
+    ReaderGone,
+}
+
+impl Failure {
+    /// The world is not as asked for.
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure::Told { code: FAILED, message: message.into(), hint: None }
+    }
+
+    /// The user's input is wrong.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::Told { code: USAGE, message: message.into(), hint: None }
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Failure {
+        if let Failure::Told { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Failure::Told { code, .. } => *code,
+            Failure::Said => FAILED,
+            Failure::ReaderGone => OK,
+        }
+    }
+
+    /// The text for stderr, if there is something to say.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Failure::Told { message, hint: Some(hint), .. } => {
+                Some(format!("error: {message}\n\nhint: {hint}"))
+            }
+            Failure::Told { message, hint: None, .. } => Some(format!("error: {message}")),
+            Failure::Said | Failure::ReaderGone => None,
+        }
+    }
+}
+
+impl From<&Failure> for ExitCode {
+    fn from(failure: &Failure) -> ExitCode {
+        ExitCode::from(failure.code())
+    }
+}
+
+impl From<ErrorBody> for Failure {
+    fn from(body: ErrorBody) -> Failure {
+        let code = match body.code {
+            ErrorCode::BadRequest | ErrorCode::BadConfig => USAGE,
+            ErrorCode::NotFound
+            | ErrorCode::Conflict
+            | ErrorCode::Image
+            | ErrorCode::Host
+            | ErrorCode::ShuttingDown
+            | ErrorCode::Internal => FAILED,
+        };
+        Failure::Told { code, message: body.message, hint: body.hint }
+    }
+}
+
+/// Errors of writing to stdout; every other I/O error names its place and is converted there.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::ReaderGone,
+            _ => Failure::failed(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+impl From<crate::fsutil::PathError> for Failure {
+    fn from(error: crate::fsutil::PathError) -> Failure {
+        let failure = Failure::failed(error.to_string());
+        if error.is_disk_full() { failure.hint("free some disk space, then try again") } else { failure }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_hint_after_an_empty_line() {
+        let body = ErrorBody {
+            code: ErrorCode::NotFound,
+            message: "there is no worker `wbe`".to_owned(),
+            hint: Some("did you mean `web`?".to_owned()),
+        };
+        let failure = Failure::from(body);
+        assert_eq!(failure.code(), FAILED);
+        assert_eq!(failure.text().unwrap(), "error: there is no worker `wbe`\n\nhint: did you mean `web`?");
+    }
+
+    #[test]
+    fn wrong_input_is_2_and_a_closed_pipe_is_no_failure() {
+        let body = ErrorBody { code: ErrorCode::BadConfig, message: "line 3".to_owned(), hint: None };
+        assert_eq!(Failure::from(body).code(), USAGE);
+        let gone = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!((gone.code(), gone.text()), (OK, None));
+        assert_eq!(Failure::from(io::Error::from(io::ErrorKind::StorageFull)).code(), FAILED);
+    }
+}

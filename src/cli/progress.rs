@@ -1,0 +1,189 @@
+//! How a pull and a wait are shown: bars on a terminal, plain lines otherwise. All of it is talk: stderr.
+
+use std::collections::HashMap;
+
+use iii_protocol::api::{PullEvent, WorkerStatus};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::output::{Printer, Style};
+use super::wait::Phases;
+use crate::units::short_bytes;
+
+/// How many characters of a digest tell layers apart.
+const SHORT_DIGEST: usize = 12;
+
+/// Shows one pull.
+pub struct PullProgress {
+    show: Show,
+}
+
+enum Show {
+    Bars { all: MultiProgress, layers: HashMap<String, ProgressBar>, build: Option<ProgressBar> },
+    Lines { done: HashMap<String, bool>, building: bool },
+}
+
+impl PullProgress {
+    /// For a stderr of this style.
+    pub fn new(style: Style) -> PullProgress {
+        let show = if style.terminal {
+            let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+            Show::Bars { all, layers: HashMap::new(), build: None }
+        } else {
+            Show::Lines { done: HashMap::new(), building: false }
+        };
+        PullProgress { show }
+    }
+
+    /// Shows what happened.
+    pub fn event(&mut self, printer: &mut Printer, event: &PullEvent) {
+        match &mut self.show {
+            Show::Bars { all, layers, build } => bars(all, layers, build, event),
+            Show::Lines { done, building } => {
+                if let Some(line) = line(done, building, event) {
+                    printer.say(&line);
+                }
+            }
+        }
+    }
+
+    /// Takes the bars away: what comes next is written below what stays.
+    pub fn finish(self) {
+        if let Show::Bars { all, .. } = self.show {
+            // A terminal that is gone shows nothing anyway.
+            let _ = all.clear();
+        }
+    }
+}
+
+fn bars(
+    all: &MultiProgress,
+    layers: &mut HashMap<String, ProgressBar>,
+    build: &mut Option<ProgressBar>,
+    event: &PullEvent,
+) {
+    let style = ProgressStyle::with_template("  {msg:<22} {bar:28} {binary_bytes:>11}/{binary_total_bytes}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let new_bar =
+        |message: String| all.add(ProgressBar::new(0).with_style(style.clone()).with_message(message));
+    match event {
+        PullEvent::Layer { digest, done_bytes, total_bytes, cached } => {
+            let bar = layers
+                .entry(digest.clone())
+                .or_insert_with(|| new_bar(format!("layer {}", short_digest(digest))));
+            bar.set_length(*total_bytes);
+            bar.set_position(if *cached { *total_bytes } else { *done_bytes });
+        }
+        PullEvent::Building { done_bytes, total_bytes } => {
+            let bar = build.get_or_insert_with(|| new_bar("root disk".to_owned()));
+            bar.set_length(*total_bytes);
+            bar.set_position(*done_bytes);
+        }
+        PullEvent::Resolved { .. } | PullEvent::Done { .. } | PullEvent::Failed { .. } => {}
+    }
+}
+
+fn line(done: &mut HashMap<String, bool>, building: &mut bool, event: &PullEvent) -> Option<String> {
+    match event {
+        PullEvent::Resolved { digest, layers, total_bytes } => {
+            let plural = if *layers == 1 { "" } else { "s" };
+            Some(format!("resolved {digest}: {layers} layer{plural}, {}", short_bytes(*total_bytes)))
+        }
+        PullEvent::Layer { digest, done_bytes, total_bytes, cached } => {
+            let ready = *cached || done_bytes >= total_bytes;
+            if !ready || done.insert(digest.clone(), true).is_some() {
+                return None;
+            }
+            let how = if *cached { "is here already" } else { "pulled" };
+            Some(format!("layer {} {how}, {}", short_digest(digest), short_bytes(*total_bytes)))
+        }
+        PullEvent::Building { .. } if std::mem::replace(building, true) => None,
+        PullEvent::Building { .. } => Some("building the root disk".to_owned()),
+        PullEvent::Done { image } => {
+            Some(format!("ready, root disk of {}", short_bytes(image.root_disk_bytes)))
+        }
+        PullEvent::Failed { .. } => None,
+    }
+}
+
+fn short_digest(digest: &str) -> &str {
+    let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
+    hex.get(..SHORT_DIGEST).unwrap_or(hex)
+}
+
+/// Shows the phases of a worker that is waited for.
+pub struct WaitProgress {
+    phases: Phases,
+    spinner: Option<ProgressBar>,
+}
+
+impl WaitProgress {
+    /// For a stderr of this style.
+    pub fn new(style: Style) -> WaitProgress {
+        // Redrawn by news only: no ticker, a phase that hangs looks like one.
+        let spinner = style.terminal.then(|| {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(
+                ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+            )
+        });
+        WaitProgress { phases: Phases::default(), spinner }
+    }
+
+    /// Shows a change.
+    pub fn status(&mut self, printer: &mut Printer, status: &WorkerStatus) {
+        let Some(line) = self.phases.line(status, self.spinner.is_some()) else { return };
+        match &self.spinner {
+            Some(spinner) => spinner.set_message(line),
+            None => printer.say(&line),
+        }
+    }
+
+    /// Takes the line away: the answer comes in its place.
+    pub fn finish(self) {
+        if let Some(spinner) = self.spinner {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iii_protocol::api::PulledImage;
+
+    use super::super::output::tests::Captured;
+    use super::*;
+
+    #[test]
+    fn a_pull_without_a_terminal_says_each_thing_once() {
+        let (out, err) = (Captured::default(), Captured::default());
+        let mut printer = Printer::to(out.clone(), err.clone());
+        let mut progress = PullProgress::new(Style::default());
+        let layer = |done_bytes, cached| PullEvent::Layer {
+            digest: "sha256:0123456789abcdef".to_owned(),
+            done_bytes,
+            total_bytes: 3 << 20,
+            cached,
+        };
+        let events = [
+            PullEvent::Resolved { digest: "sha256:aa".to_owned(), layers: 1, total_bytes: 3 << 20 },
+            layer(1 << 20, false),
+            layer(3 << 20, false),
+            layer(3 << 20, false),
+            PullEvent::Building { done_bytes: 0, total_bytes: 3 << 20 },
+            PullEvent::Building { done_bytes: 3 << 20, total_bytes: 3 << 20 },
+            PullEvent::Done {
+                image: PulledImage { digest: "sha256:aa".to_owned(), env: vec![], root_disk_bytes: 8 << 20 },
+            },
+        ];
+        for event in &events {
+            progress.event(&mut printer, event);
+        }
+        progress.finish();
+        insta::assert_snapshot!(err.text(), @r"
+        resolved sha256:aa: 1 layer, 3 MiB
+        layer 0123456789ab pulled, 3 MiB
+        building the root disk
+        ready, root disk of 8 MiB
+        ");
+        assert_eq!(out.text(), "");
+    }
+}
