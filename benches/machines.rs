@@ -14,11 +14,13 @@ use iii_protocol::frame::read_frame;
 use iii_protocol::guest::KIND_HELLO;
 
 #[path = "../tests/scenarios/bed.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod bed;
 #[path = "../tests/support/mod.rs"]
+#[allow(unused_imports, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod support;
 
-use bed::{Bed, Tier, shell_layer};
+use bed::{Bed, Tier};
 
 /// How machines run here.
 const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_secs(120) };
@@ -46,7 +48,12 @@ fn main() {
     let mut rows = Vec::new();
     let shim = bed.status("bench").and_then(|status| status.shim_pid).expect("a running machine has a shim");
     let (wakes, cpu) = idle(daemon.pid(), IDLE);
-    rows.push(row("daemon, resident", mib(rss_kib(daemon.pid())), "15 MiB", rss_kib(daemon.pid()) <= 15 * 1024));
+    rows.push(row(
+        "daemon, resident",
+        mib(rss_kib(daemon.pid())),
+        "15 MiB",
+        rss_kib(daemon.pid()) <= 15 * 1024,
+    ));
     rows.push(row("daemon, idle wakes", format!("{wakes:.2} /s"), "1 /s", wakes < 1.0));
     rows.push(row("daemon, idle CPU", format!("{:.3} %", cpu * 100.0), "", true));
     rows.push(row("shim, resident", mib(rss_kib(shim)), "6 MiB", rss_kib(shim) <= 6 * 1024));
@@ -66,7 +73,12 @@ fn main() {
     let (start, stop, floor) = (median(starts), median(stops), median(floors));
     rows.push(row("floor: bare libkrun to hello", seconds(floor), "", true));
     let ratio = start.as_secs_f64() / floor.as_secs_f64();
-    rows.push(row("cold start to first log line", format!("{} = {ratio:.2} x floor", seconds(start)), "1.3 x", ratio <= 1.3));
+    rows.push(row(
+        "cold start to first log line",
+        format!("{} = {ratio:.2} x floor", seconds(start)),
+        "1.3 x",
+        ratio <= 1.3,
+    ));
     match peer_stop(&bed) {
         Ok(peer) => {
             let ratio = stop.as_secs_f64() / peer.as_secs_f64();
@@ -80,7 +92,11 @@ fn main() {
 }
 
 fn row(what: &str, value: String, aim: &str, met: bool) -> String {
-    let verdict = if aim.is_empty() { String::new() } else { format!("aim <= {aim}: {}", if met { "met" } else { "MISSED" }) };
+    let verdict = if aim.is_empty() {
+        String::new()
+    } else {
+        format!("aim <= {aim}: {}", if met { "met" } else { "MISSED" })
+    };
     format!("{what:<32} {value:<32} {verdict}\n")
 }
 
@@ -186,7 +202,8 @@ fn idle(pid: u32, watch: Duration) -> (f64, f64) {
 /// The same workload stopped by the peer `msb`, in the same host.
 fn peer_stop(bed: &Bed) -> Result<Duration, String> {
     let msb = std::env::var_os("III_BENCH_MSB").map(PathBuf::from).ok_or("III_BENCH_MSB is not set")?;
-    let archive = std::env::var_os("III_BENCH_ARCHIVE").map(PathBuf::from).ok_or("III_BENCH_ARCHIVE is not set")?;
+    let archive =
+        std::env::var_os("III_BENCH_ARCHIVE").map(PathBuf::from).ok_or("III_BENCH_ARCHIVE is not set")?;
     let run = |args: &[&str]| -> Result<String, String> {
         let output = Command::new(&msb)
             .args(args)
@@ -215,10 +232,4 @@ fn peer_stop(bed: &Bed) -> Result<Duration, String> {
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8 paths")
-}
-
-/// The shared helpers are for tests too.
-#[expect(dead_code, reason = "names the helper so that the module is whole in this binary")]
-fn unused() {
-    let _ = shell_layer;
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[path = "../scenarios/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;
 #[path = "../support/mod.rs"]
+#[allow(unused_imports, unreachable_pub, reason = "all test binaries share it, and each uses a part")]
 mod support;
 
 /// This tier.

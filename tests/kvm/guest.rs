@@ -45,9 +45,21 @@ fn the_guest_is_a_whole_and_separate_machine() {
     let log = bed.ok(&["worker", "logs", "looker"]);
     assert!(log.starts_with("looker\n"), "{log}");
     for expected in [
-        "mounted /proc", "mounted /sys", "mounted /dev", "mounted /dev/pts", "mounted /dev/shm",
-        "mounted /tmp", "mounted /run", "mounted /sys/fs/cgroup", "overlay / overlay",
-        "workspace is there", "lo is up", "localhost answers", "root is writable", "cpus 1", "\n1777\n",
+        "mounted /proc",
+        "mounted /sys",
+        "mounted /dev",
+        "mounted /dev/pts",
+        "mounted /dev/shm",
+        "mounted /tmp",
+        "mounted /run",
+        "mounted /sys/fs/cgroup",
+        "overlay / overlay",
+        "workspace is there",
+        "lo is up",
+        "localhost answers",
+        "root is writable",
+        "cpus 1",
+        "\n1777\n",
     ] {
         assert!(log.contains(expected), "`{expected}` is missing in\n{log}");
     }
@@ -57,7 +69,15 @@ fn the_guest_is_a_whole_and_separate_machine() {
     let net = log.split("end-resolv").nth(1).unwrap().split("end-net").next().unwrap();
     assert!(!net.contains("eth"), "no network device yet: {net}");
     assert!(!log.contains("hunter2") && !log.contains("x1y2z3"), "a secret on the kernel's command line");
-    let memory: u64 = log.lines().find(|l| l.starts_with("Mem:")).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let memory: u64 = log
+        .lines()
+        .find(|l| l.starts_with("Mem:"))
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((200..=300).contains(&memory), "{memory} MiB");
 
     // Nothing of the user's is in any process's arguments on the host.
@@ -122,7 +142,8 @@ fn a_from_scratch_image_with_one_static_program_runs() {
     let source = dir.path().join("hello.c");
     fs::write(&source, "#include <stdio.h>\n#include <unistd.h>\nint main(){puts(\"hello from scratch\");fflush(stdout);for(;;)pause();}\n").unwrap();
     let program = dir.path().join("hello");
-    let built = Command::new("gcc").args(["-O2", "-static", "-o"]).arg(&program).arg(&source).status().unwrap();
+    let built =
+        Command::new("gcc").args(["-O2", "-static", "-o"]).arg(&program).arg(&source).status().unwrap();
     assert!(built.success());
     let tree = Tree::new().program("hello", &fs::read(&program).unwrap());
     let layer = layer(&tree.finish(), Packing::Zstd);
@@ -135,7 +156,8 @@ fn a_from_scratch_image_with_one_static_program_runs() {
 #[test]
 fn a_guest_that_resets_its_machine_is_vmm_died_with_the_consoles_tail() {
     let bed = Bed::new();
-    let script = "echo up; sleep 1; echo 'panic on purpose' > /dev/kmsg; echo c > /proc/sysrq-trigger; sleep 100";
+    let script =
+        "echo up; sleep 1; echo 'panic on purpose' > /dev/kmsg; echo c > /proc/sysrq-trigger; sleep 100";
     let reference = bed.script_image("panic", script);
     bed.configure(&[bed.entry("panic", &reference, &["restart: never"])]);
     let _daemon = bed.daemon();
@@ -164,7 +186,11 @@ fn a_boot_that_hangs_ends_at_its_deadline() {
     let _daemon = bed.daemon();
     let status = bed.wait_phase("late", Phase::Failed);
     let cause = status.cause.unwrap();
-    assert!(cause.message.contains("10ms") && cause.hint.unwrap().contains("boot_timeout"), "{}", cause.message);
+    assert!(
+        cause.message.contains("10ms") && cause.hint.unwrap().contains("boot_timeout"),
+        "{}",
+        cause.message
+    );
     bed.until("no machine is left", || bed.processes_named("__vmm").is_empty());
 }
 
@@ -175,7 +201,8 @@ fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail() {
     bed.ok(&["worker", "add", &reference]);
     bed.configure(&[bed.entry("web", &reference, &["restart: { delay: 10ms }"])]);
     let disks = fs::read_dir(bed.home().join("images")).unwrap().flatten().map(|entry| entry.path());
-    let disk: PathBuf = disks.into_iter().find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap();
+    let disk: PathBuf =
+        disks.into_iter().find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap();
     zero_head(&disk);
     let _daemon = bed.daemon();
     let status = bed.wait_phase("web", Phase::Failed);

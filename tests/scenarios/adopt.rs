@@ -19,7 +19,8 @@ const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
 fn kill_9_of_the_daemon_stops_no_worker_and_the_next_one_takes_over() {
     let bed = Bed::new();
     let count = bed.script_image("count", COUNT);
-    let flaky = bed.script_image("flaky", "if [ -e /tmp/iii-once-$III_WORKER_NAME-$$ ]; then :; fi; sleep 0.3; exit 5");
+    let flaky = bed
+        .script_image("flaky", "if [ -e /tmp/iii-once-$III_WORKER_NAME-$$ ]; then :; fi; sleep 0.3; exit 5");
     let count_name = "count";
     bed.configure(&[
         bed.entry(count_name, &count, &[]),
@@ -51,7 +52,10 @@ fn kill_9_of_the_daemon_stops_no_worker_and_the_next_one_takes_over() {
     bed.wait_log(count_name, &format!("\n{}\n", last + 5));
     let log = bed.ok(&["worker", "logs", count_name]);
     let numbers: Vec<u64> = log.lines().map(|line| line.parse().unwrap()).collect();
-    assert!(numbers.iter().zip(1..).all(|(got, want)| *got == want), "no line is lost or doubled: {numbers:?}");
+    assert!(
+        numbers.iter().zip(1..).all(|(got, want)| *got == want),
+        "no line is lost or doubled: {numbers:?}"
+    );
     bed.ok(&["worker", "stop", count_name]);
 }
 

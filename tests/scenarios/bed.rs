@@ -155,7 +155,8 @@ impl Bed {
         let mut daemon = Daemon { child: command.spawn().unwrap(), out, patience: self.patience() };
         let started = Instant::now();
         loop {
-            if self.get("/v1/daemon").is_some_and(|body| body.contains(&format!("\"pid\":{}", daemon.pid()))) {
+            if self.get("/v1/daemon").is_some_and(|body| body.contains(&format!("\"pid\":{}", daemon.pid())))
+            {
                 return daemon;
             }
             if let Some(status) = daemon.child.try_wait().unwrap() {
@@ -229,9 +230,12 @@ impl Bed {
         let home = self.home();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
             let Ok(fds) = fs::read_dir(entry.path().join("fd")) else { continue };
-            if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(&home))) {
+            if fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(&home)))
+            {
                 found.push(pid);
             }
         }
@@ -285,16 +289,52 @@ impl Drop for Bed {
 pub fn shell_layer() -> TestLayer {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
     let busybox = busybox.expect("no /bin/busybox: run scripts/setup");
-    let mut tree = Tree::new().dir("bin").program("bin/busybox", &busybox).dir("etc").file(
-        "etc/passwd",
-        b"root:x:0:0:root:/root:/bin/sh\napp:x:1234:2345::/home/app:/bin/sh\n",
-    );
+    let mut tree = Tree::new()
+        .dir("bin")
+        .program("bin/busybox", &busybox)
+        .dir("etc")
+        .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\napp:x:1234:2345::/home/app:/bin/sh\n");
     tree = tree.file("etc/group", b"root:x:0:\napp:x:2345:\nextra:x:77:app\n");
-    for applet in
-        ["sh", "cat", "echo", "sleep", "ls", "id", "env", "hostname", "mount", "ip", "stat", "seq", "kill", "df",
-         "free", "nproc", "dd", "grep", "ps", "true", "false", "date", "sync", "touch", "rm", "mkdir", "head",
-         "sed", "tr", "wc", "yes", "test", "printf", "ping", "reboot", "sha256sum", "getopt", "od"]
-    {
+    for applet in [
+        "sh",
+        "cat",
+        "echo",
+        "sleep",
+        "ls",
+        "id",
+        "env",
+        "hostname",
+        "mount",
+        "ip",
+        "stat",
+        "seq",
+        "kill",
+        "df",
+        "free",
+        "nproc",
+        "dd",
+        "grep",
+        "ps",
+        "true",
+        "false",
+        "date",
+        "sync",
+        "touch",
+        "rm",
+        "mkdir",
+        "head",
+        "sed",
+        "tr",
+        "wc",
+        "yes",
+        "test",
+        "printf",
+        "ping",
+        "reboot",
+        "sha256sum",
+        "getopt",
+        "od",
+    ] {
         tree = tree.symlink(&format!("bin/{applet}"), "busybox");
     }
     layer(&tree.finish(), Packing::Gzip)

@@ -27,14 +27,16 @@ impl Random {
 #[test]
 fn kill_9_at_random_moments_leaves_no_stray_and_no_lie() {
     let seed = std::env::var("III_CHAOS_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        u64::from(std::process::id()) * 2_654_435_761 + u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs())
+        u64::from(std::process::id()) * 2_654_435_761
+            + u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs())
     });
     eprintln!("III_CHAOS_SEED={seed}");
     let mut random = Random(seed | 1);
     let bed = Bed::new();
     let reference = bed.script_image("web", SERVE);
     let restart = "restart: { delay: 10ms, max_delay: 100ms }";
-    let entry = |round: u64| bed.entry("web", &reference, &[restart, &format!("config: {{ ROUND: '{round}' }}")]);
+    let entry =
+        |round: u64| bed.entry("web", &reference, &[restart, &format!("config: {{ ROUND: '{round}' }}")]);
     bed.configure(&[entry(0)]);
     let mut daemon = Some(bed.daemon());
     bed.wait_phase("web", Phase::Running);
@@ -58,7 +60,11 @@ fn kill_9_at_random_moments_leaves_no_stray_and_no_lie() {
             }
             verb => Some(bed.command(&["worker", verb, "web"]).spawn().unwrap()),
         };
-        std::thread::sleep(Duration::from_millis(random.below(if bed.is_process_tier() { 150 } else { 4000 })));
+        std::thread::sleep(Duration::from_millis(random.below(if bed.is_process_tier() {
+            150
+        } else {
+            4000
+        })));
         match victim {
             "daemon" => daemon.take().into_iter().for_each(super::bed::Daemon::kill),
             other => {

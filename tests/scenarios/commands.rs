@@ -64,7 +64,8 @@ fn status_tells_everything_for_people_and_programs() {
     for part in ["running", "sha256:", "256", &reference, "logs"] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
-    let json: serde_json::Value = serde_json::from_str(&bed.ok(&["worker", "status", "web", "--json"])).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&bed.ok(&["worker", "status", "web", "--json"])).unwrap();
     assert_eq!(json["name"], "web");
     let unknown = bed.iii(&["worker", "status", "weeb"]);
     assert_eq!(unknown.code, Some(1));

@@ -94,7 +94,8 @@ fn a_bad_request_gets_an_answer_that_says_what_is_wrong() {
     };
     assert!(ask("GET /nowhere HTTP/1.0\r\n\r\n").contains("not-found"));
     assert!(ask("DELETE /v1/workers HTTP/1.0\r\n\r\n").contains(" 405 "));
-    let bad = "POST /v1/images/pull HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\n{\"a\"";
+    let bad =
+        "POST /v1/images/pull HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\n{\"a\"";
     assert!(ask(bad).contains("bad-request"));
     assert!(ask("rubbish\r\n\r\n").contains(" 400 "));
 }

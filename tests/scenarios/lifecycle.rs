@@ -8,7 +8,8 @@ use super::bed::{Bed, shell_layer};
 use crate::support::registry::image;
 
 /// A workload that says a word and stays until it is told to go.
-pub(super) const SERVE: &str = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+pub(super) const SERVE: &str =
+    "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
 
 #[test]
 fn a_worker_is_added_without_a_daemon_and_runs_when_one_starts() {
@@ -143,7 +144,10 @@ fn the_workload_gets_the_images_and_the_entrys_environment() {
     ] {
         assert!(lines.contains(&expected), "{expected} is missing in\n{log}");
     }
-    assert!(!log.contains("III_HOME") && !log.contains("III_TEST_SET"), "the host's environment leaked:\n{log}");
+    assert!(
+        !log.contains("III_HOME") && !log.contains("III_TEST_SET"),
+        "the host's environment leaked:\n{log}"
+    );
 }
 
 #[test]

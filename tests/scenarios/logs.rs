@@ -10,7 +10,8 @@ use super::bed::Bed;
 #[test]
 fn stdout_and_stderr_are_told_apart_and_bytes_are_exact() {
     let bed = Bed::new();
-    let script = r"printf 'out\000\377\n'; printf 'err\n' >&2; printf 'no newline'; printf 'e2' >&2; sleep 1000";
+    let script =
+        r"printf 'out\000\377\n'; printf 'err\n' >&2; printf 'no newline'; printf 'e2' >&2; sleep 1000";
     let short = bed.script_image("bytes", &script.replace("; sleep 1000", ""));
     bed.configure(&[bed.entry("bytes", &short, &["restart: never"])]);
     let _daemon = bed.daemon();

@@ -22,7 +22,11 @@ fn an_edit_starts_what_is_new_stops_what_is_gone_and_restarts_only_what_changed(
         bed.wait_phase(name, Phase::Running);
     }
     let before = bed.status("same").unwrap();
-    bed.configure(&[entry("same", &["stop_timeout: 3s"]), entry("changed", &["config: { A: b }"]), entry("new", &[])]);
+    bed.configure(&[
+        entry("same", &["stop_timeout: 3s"]),
+        entry("changed", &["config: { A: b }"]),
+        entry("new", &[]),
+    ]);
     let edited = Instant::now();
     bed.until("list shows the edit", || {
         let names: Vec<_> = list(&bed).workers.into_iter().map(|w| w.name).collect();

@@ -63,7 +63,8 @@ fn policies_decide_whether_an_end_is_final() {
     bed.wait("unless-stopped", "restarted", |status| status.restarts >= 1);
     for name in ["never", "on-failure-good"] {
         let status = bed.wait(name, "ended", |status| !status.exits.is_empty());
-        let ended = bed.wait(name, "at rest", |status| matches!(status.phase, Phase::Stopped | Phase::Failed));
+        let ended =
+            bed.wait(name, "at rest", |status| matches!(status.phase, Phase::Stopped | Phase::Failed));
         assert_eq!((status.generation, ended.restarts), (1, 0), "{name}");
     }
 }
