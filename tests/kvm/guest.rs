@@ -218,14 +218,27 @@ fn zero_head(disk: &Path) {
     std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 0).unwrap();
 }
 
-/// The images that `scripts/make-images` builds, checked by a script inside the guest.
+/// An image of Debian packages and layers with every trick of the format: a script in it looks at all of
+/// them from inside the guest.
 #[test]
 fn a_foreign_python_image_finds_in_the_guest_what_its_layers_promised() {
     let bed = Bed::new();
-    let folder = std::env::var_os("III_IMAGES").expect("III_IMAGES names no folder: use `make test`");
-    let reference = bed.registry.reference("python:latest");
-    bed.registry.load_oci_layout(&Path::new(&folder).join("python"), "python", "latest");
-    bed.configure(&[bed.entry("py", &reference, &["resources: { memory: 512, cpus: 1, disk: 2GiB }"])]);
+    for name in ["layers", "python"] {
+        load(&bed, name);
+    }
+    let resources = ["resources: { memory: 512, cpus: 1, disk: 2GiB }"];
+    bed.configure(&[
+        bed.entry("layers", &bed.registry.reference("layers:latest"), &resources),
+        bed.entry("python", &bed.registry.reference("python:latest"), &resources),
+    ]);
     let _daemon = bed.daemon();
-    bed.wait_log("py", "layers ok");
+    bed.wait_log("layers", "layers ok");
+    let python = bed.wait_phase("python", Phase::Running);
+    assert_eq!(python.restarts, 0);
+}
+
+fn load(bed: &Bed, name: &str) {
+    let folder =
+        std::env::var_os("III_TEST_IMAGES").expect("III_TEST_IMAGES names no folder: use `make test`");
+    bed.registry.load_oci_layout(&Path::new(&folder).join("layouts").join(name), name, "latest");
 }

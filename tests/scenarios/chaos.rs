@@ -82,9 +82,13 @@ fn kill_9_at_random_moments_leaves_no_stray_and_no_lie() {
         daemon = Some(daemon.take().unwrap_or_else(|| bed.daemon()));
         // Whatever happened, one word brings it back, and what is said is so.
         let start = bed.iii(&["worker", "start", "web"]);
-        let status = bed.wait_phase("web", Phase::Running);
+        bed.wait_phase("web", Phase::Running);
         assert!(start.code.is_some(), "{context}");
         bed.until(&format!("exactly one shim and one VMM ({context})"), || {
+            // Looked at anew each time: the blow may take a moment to show.
+            let Some(status) = bed.status("web").filter(|status| status.phase == Phase::Running) else {
+                return false;
+            };
             let shim = status.shim_pid.map(|pid| i32::try_from(pid).unwrap());
             let vmms = bed.processes_named("__vmm").len();
             bed.processes_named("__shim").into_iter().map(Some).eq([shim])

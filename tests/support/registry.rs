@@ -191,6 +191,26 @@ impl Registry {
         }
     }
 
+    /// Puts all that an OCI layout folder holds, its index's only manifest under a tag.
+    pub(crate) fn load_oci_layout(&self, folder: &std::path::Path, repository: &str, tag: &str) {
+        let read = |path: std::path::PathBuf| {
+            std::fs::read(&path)
+                .unwrap_or_else(|e| panic!("{}: {e} (run scripts/make-images)", path.display()))
+        };
+        let index: serde_json::Value = serde_json::from_slice(&read(folder.join("index.json"))).unwrap();
+        let [descriptor] = index["manifests"].as_array().unwrap().as_slice() else {
+            panic!("{} holds more than one image", folder.display());
+        };
+        let blobs = folder.join("blobs/sha256");
+        for blob in std::fs::read_dir(&blobs).unwrap() {
+            let bytes = read(blob.unwrap().path());
+            self.state.lock().blobs.insert(digest(&bytes), bytes);
+        }
+        let manifest = descriptor["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+        let media_type = descriptor["mediaType"].as_str().unwrap();
+        self.push_manifest(repository, tag, media_type, read(blobs.join(manifest)));
+    }
+
     /// From now on every request needs a bearer token, which anybody gets from `/token`.
     pub(crate) fn require_token(&self) {
         self.state.lock().needs_token = true;
