@@ -279,3 +279,12 @@ fn files_of_every_size_around_a_block_come_back_whole() {
         assert_eq!(body(&nodes, &format!("f{size}")), pattern[..size]);
     }
 }
+
+#[test]
+fn a_disk_may_end_with_any_inode() {
+    // One of these fills a block of inodes to its last byte.
+    for size in (3500..3960).step_by(32) {
+        let nodes = nodes_of(&[layer([file("a", vec![b'a'; size]), file("b", "")])]);
+        assert_eq!(body(&nodes, "a").len(), size);
+    }
+}

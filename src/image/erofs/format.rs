@@ -29,7 +29,8 @@ const FORMAT_EXTENDED: u16 = 1;
 const LAYOUT_FLAT_PLAIN: u16 = 0;
 /// Data in whole blocks, the rest behind the inode.
 const LAYOUT_FLAT_INLINE: u16 = 2;
-const XATTR_HEADER: usize = 12;
+/// Bytes before an inode's extended attributes.
+pub(crate) const XATTR_HEADER: usize = 12;
 const XATTR_ENTRY: usize = 4;
 /// `i_xattr_icount` has 16 bits and counts words behind the header.
 const MAX_XATTR_BYTES: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);

@@ -21,7 +21,9 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 pub(crate) use self::data::{Body, BodyWriter, DataWriter};
 pub(crate) use self::format::check_xattrs;
-use self::format::{BLOCK, Dirents, INODE, RawInode, SLOT, SUPERBLOCK_AT, Superblock, xattr_bytes};
+use self::format::{
+    BLOCK, Dirents, INODE, RawInode, SLOT, SUPERBLOCK_AT, Superblock, XATTR_HEADER, xattr_bytes,
+};
 use self::layout::{Order, Packer};
 use super::build::{LimitHit, RootDisk};
 use super::layer::Fault;
@@ -94,7 +96,9 @@ pub(crate) fn finish(tree: &Tree, mut data: DataWriter<'_>) -> Result<RootDisk, 
     }
     data.flush()?;
 
-    let blocks = end.div_ceil(BLOCK);
+    // Some readers (fsck.erofs 1.5) look for an attribute header behind every inode, even one without
+    // attributes at the very end.
+    let blocks = (end + XATTR_HEADER as u64).div_ceil(BLOCK);
     let limit = LimitHit { limit: "disk_bytes", at_most: u64::from(u32::MAX) * BLOCK };
     let superblock = Superblock {
         // The root is the first inode placed.
