@@ -12,12 +12,19 @@ use crate::fsutil::PathError;
 const MAX_SHOWN_CHARS: usize = 100;
 
 /// Something wrong with the text, before the text and its path are known to the message.
+/// Displays without its place.
 #[derive(Debug)]
 pub(super) struct Problem {
     message: String,
     hint: Option<String>,
     span: Option<Span>,
     also: Option<(Span, &'static str)>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
 }
 
 impl Problem {

@@ -314,11 +314,11 @@ fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resour
             resources.cpus = cpus;
         }
     }
-    if let Some(node) = fields.get("disk") {
-        if let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", |text| mib(text, false))? {
-            let mib = in_range(mib, &DISK_MIB).map_err(|e| Problem::at(node.span, format!("`disk`: {e}")))?;
-            resources.disk_bytes = mib * MIB;
-        }
+    if let Some(node) = fields.get("disk")
+        && let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", |text| mib(text, false))?
+    {
+        let mib = in_range(mib, &DISK_MIB).map_err(|e| Problem::at(node.span, format!("`disk`: {e}")))?;
+        resources.disk_bytes = mib * MIB;
     }
     Ok(resources)
 }
@@ -453,5 +453,4 @@ fn check_image(image: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
 mod tests;

@@ -7,7 +7,7 @@
 //! ```
 
 pub mod diff;
-// pub mod edit;
+pub mod edit;
 mod env;
 pub mod error;
 pub mod expand;

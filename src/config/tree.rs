@@ -3,7 +3,7 @@
 //! serde's data model forgets where a value stood and how it was written (`1.50` becomes 1.5), and both matter
 //! here, so the tree is built from the events of the YAML parser under serde-saphyr.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 use serde_saphyr::granit_parser::{self as yaml, Event, Parser, ScalarStyle, StrInput, StructureStyle, Tag};
@@ -24,6 +24,12 @@ const MAX_DEPTH: usize = 64;
 pub(super) struct Span {
     pub start: usize,
     pub end: usize,
+}
+
+impl Span {
+    pub(super) fn is_empty(&self) -> bool {
+        self.start >= self.end
+    }
 }
 
 /// A value and its place.
@@ -300,7 +306,8 @@ fn merge(entries: Vec<Entry>) -> Result<Vec<Entry>, Problem> {
     if entries.iter().all(|e| e.key != "<<") {
         return Ok(entries);
     }
-    let own: Vec<String> = entries.iter().map(|e| e.key.clone()).collect();
+    // What is written here, and then also what was inherited earlier.
+    let mut taken: HashSet<String> = entries.iter().map(|e| e.key.clone()).collect();
     let mut merged: Vec<Entry> = Vec::new();
     for entry in entries {
         if entry.key != "<<" {
@@ -317,7 +324,7 @@ fn merge(entries: Vec<Entry>) -> Result<Vec<Entry>, Problem> {
                 return Err(Problem::at(span, "`<<` takes a mapping or a list of mappings"));
             };
             for inherited in entries {
-                if !own.contains(&inherited.key) && merged.iter().all(|e| e.key != inherited.key) {
+                if taken.insert(inherited.key.clone()) {
                     merged.push(inherited);
                 }
             }
@@ -354,4 +361,5 @@ fn byte_span(span: &yaml::Span) -> Span {
 fn scan_problem(error: &yaml::ScanError, text: &str) -> Problem {
     let at = error.marker().byte_offset().unwrap_or(text.len()).min(text.len());
     Problem::at(Span { start: at, end: at }, error.info())
+        .hint("this is not YAML: look at the indentation, quotes and brackets here and on the line before")
 }

@@ -1,0 +1,107 @@
+//! How a new entry is written.
+
+use std::borrow::Cow;
+
+use yaml_edit::{Document, Mapping};
+
+use super::{NewEntry, expand};
+use crate::config::tree::Scalar;
+
+/// Words that readers of older YAML take for booleans or nothing.
+const OLD_WORDS: &[&str] = &["y", "n", "yes", "no", "on", "off"];
+
+/// A new entry whose values are written so that they are read back literally.
+pub(super) struct Literal<'e> {
+    pub name: &'e str,
+    pub image: Option<Cow<'e, str>>,
+    pub worker_path: Option<Cow<'e, str>>,
+    pub config: Vec<(String, String)>,
+}
+
+impl<'e> Literal<'e> {
+    pub(super) fn of(entry: &'e NewEntry) -> Result<Literal<'e>, String> {
+        let worker_path = match &entry.worker_path {
+            None => None,
+            Some(path) => {
+                let text = path.to_str().ok_or_else(|| {
+                    format!("{} is not UTF-8, so it cannot be written to config.yaml", path.display())
+                })?;
+                Some(expand::escape(text))
+            }
+        };
+        let mut config: Vec<(String, String)> = Vec::with_capacity(entry.config.len());
+        for (key, value) in &entry.config {
+            // As with environments, the last one of a name counts.
+            config.retain(|(earlier, _)| earlier != key);
+            config.push((key.clone(), expand::escape(value).into_owned()));
+        }
+        Ok(Literal {
+            name: &entry.name,
+            image: entry.image.as_deref().map(expand::escape),
+            worker_path,
+            config,
+        })
+    }
+}
+
+/// Whole lines, the dash at `column`.
+pub(super) fn block(entry: &Literal<'_>, column: usize, eol: &str) -> String {
+    let indent = " ".repeat(column);
+    let mut out = format!("{indent}- name: {}{eol}", scalar(entry.name));
+    for (key, value) in [("image", &entry.image), ("worker_path", &entry.worker_path)] {
+        if let Some(value) = value {
+            out.push_str(&format!("{indent}  {key}: {}{eol}", scalar(value)));
+        }
+    }
+    if !entry.config.is_empty() {
+        out.push_str(&format!("{indent}  config:{eol}"));
+    }
+    for (key, value) in &entry.config {
+        out.push_str(&format!("{indent}    {}: {}{eol}", scalar(key), scalar(value)));
+    }
+    out
+}
+
+/// The same in one piece, for a list in brackets.
+pub(super) fn flow(entry: &Literal<'_>) -> String {
+    let mut fields = vec![format!("name: {}", scalar(entry.name))];
+    for (key, value) in [("image", &entry.image), ("worker_path", &entry.worker_path)] {
+        fields.extend(value.as_deref().map(|value| format!("{key}: {}", scalar(value))));
+    }
+    if !entry.config.is_empty() {
+        let pairs: Vec<String> =
+            entry.config.iter().map(|(k, v)| format!("{}: {}", scalar(k), scalar(v))).collect();
+        fields.push(format!("config: {{{}}}", pairs.join(", ")));
+    }
+    format!("{{{}}}", fields.join(", "))
+}
+
+/// `config:` as a value for yaml-edit.
+pub(super) fn variables(config: &[(String, String)]) -> Result<Mapping, String> {
+    let lines: Vec<String> = config.iter().map(|(k, v)| format!("{}: {}", scalar(k), scalar(v))).collect();
+    let document: Document = lines.join("\n").parse().map_err(|e: yaml_edit::YamlError| e.to_string())?;
+    document.as_mapping().ok_or_else(|| "the new entry is not a mapping".to_owned())
+}
+
+/// Plain where nothing can be misread, else in double quotes.
+fn scalar(text: &str) -> String {
+    let plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._/:@+-".contains(c))
+        && !text.ends_with(':')
+        && !OLD_WORDS.contains(&text.to_ascii_lowercase().as_str())
+        && Scalar { text: text.to_owned(), plain: true }.resolve().is_string();
+    if plain {
+        return text.to_owned();
+    }
+    // A JSON string is a double-quoted YAML scalar, but for the characters YAML wants escaped as well.
+    let mut out = String::new();
+    for c in serde_json::Value::from(text).to_string().chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
