@@ -3,4 +3,14 @@
 //! `reference` and `registry` speak to the outside, `layer` and `tree` apply layers in memory, `erofs`
 //! writes the root disk, `store` keeps blobs and disks and lets one process do each job.
 
+pub mod build;
+mod detached;
+pub mod digest;
+mod erofs;
+pub mod error;
+mod layer;
+pub mod reference;
+mod registry;
+pub mod store;
+mod tree;
 pub mod types;

@@ -1,0 +1,159 @@
+//! The images of this home: looked up without the network, or pulled and built once.
+//!
+//! ```text
+//!   reference ──lookup──▶ there? ── yes ─────────────────────────────────▶ Image
+//!       └─ no, or Always: registry ──▶ manifest digest ──▶ there? ── yes ──▶ remember the reference
+//!                                                  └─ no: lock of the digest ──▶ `assemble`: pull ∥ build
+//! ```
+//!
+//! Everything is shared by processes (two daemons, a CLI without one) through locks on files, so each
+//! download and each build happens once, and nothing half-made is ever visible (see [`records`]).
+
+mod assemble;
+mod progress;
+mod records;
+
+use std::sync::Arc;
+
+use iii_protocol::api::PullEvent;
+use tokio::sync::mpsc;
+
+use super::detached::detached;
+use super::digest::Digest;
+use super::error::ImageError;
+use super::reference::Reference;
+use super::registry::{BlobStore, Clients, ImageManifest, Platform, Remote};
+use super::types::Image;
+use crate::fsutil::{LockError, LockFile, create_private_dir};
+use crate::home::Home;
+use assemble::Assembly;
+use progress::Events;
+use records::Records;
+
+pub use super::registry::{
+    CONNECT_TIMEOUT, FIRST_DELAY, MAX_DELAY, PARALLEL_LAYERS, RETRIES, STALL_TIMEOUT, TransferLimits,
+};
+
+/// Whether an image that is known here is good enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// The registry is asked only when the reference is not known here.
+    IfMissing,
+    /// The registry is asked what the reference means now; what is here is not fetched again.
+    Always,
+}
+
+/// What the user says about registries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistrySettings {
+    /// Spoken to over plain http: `host` or `host:port` each. Loopback registries always are.
+    pub insecure: Vec<String>,
+}
+
+/// Blobs, root disks and what references mean. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct ImageStore {
+    home: Home,
+    records: Records,
+    blobs: BlobStore,
+    clients: Clients,
+    limits: Arc<TransferLimits>,
+}
+
+impl std::fmt::Debug for ImageStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageStore")
+            .field("home", &self.home)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ImageStore {
+    /// The images of a home; nothing is read or made yet.
+    pub fn new(home: &Home) -> ImageStore {
+        ImageStore::with_limits(home, TransferLimits::default())
+    }
+
+    /// The same with other bounds for downloads.
+    pub fn with_limits(home: &Home, limits: TransferLimits) -> ImageStore {
+        ImageStore {
+            home: home.clone(),
+            records: Records::new(home.images()),
+            blobs: BlobStore::new(home.blobs()),
+            clients: Clients::default(),
+            limits: Arc::new(limits),
+        }
+    }
+
+    /// The image of a reference if it is known here and its root disk is there. Never asks a registry;
+    /// blocks only for a few small reads.
+    pub fn lookup(&self, reference: &Reference) -> Result<Option<Image>, ImageError> {
+        match self.records.resolve(reference)? {
+            Some(digest) => Ok(self.records.image(&digest)?),
+            None => Ok(None),
+        }
+    }
+
+    /// The image of a reference, pulled and built if need be.
+    ///
+    /// `progress` gets `Resolved`, `Layer` and `Building` events; a full channel skips some. The last word,
+    /// `Done` or `Failed`, is the caller's. Dropping the future ends the downloads; what has arrived is
+    /// kept for the next attempt.
+    pub async fn ensure(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+        settings: &RegistrySettings,
+        progress: mpsc::Sender<PullEvent>,
+    ) -> Result<Image, ImageError> {
+        if policy == PullPolicy::IfMissing
+            && let Some(image) = self.lookup(reference)?
+        {
+            return Ok(image);
+        }
+        let events = Events::new(progress);
+        let plain_http = reference.plain_http(&settings.insecure);
+        let remote = Remote::new(&self.clients, reference, plain_http, &self.limits).await?;
+        let platform = Platform::host();
+        let (digest, manifest) = remote.resolve(&platform).await?;
+        events.resolved(&digest, &manifest);
+
+        create_private_dir(&self.home.blobs())?;
+        self.records.create_folders()?;
+        let image = match self.records.image(&digest)? {
+            Some(image) => image,
+            None => self.make(&remote, reference, &digest, manifest, events).await?,
+        };
+        self.records.remember(reference, &digest)?;
+        Ok(image)
+    }
+
+    /// Makes an image that is not here, unless another process makes it first.
+    async fn make(
+        &self,
+        remote: &Remote<'_>,
+        reference: &Reference,
+        digest: &Digest,
+        manifest: ImageManifest,
+        events: Events,
+    ) -> Result<Image, ImageError> {
+        let assembly = Assembly::plan(self, reference, digest, manifest, events)?;
+        let lock = Arc::new(self.lock(reference, digest).await?);
+        match self.records.image(digest)? {
+            Some(image) => Ok(image),
+            None => assembly.run(remote, lock).await,
+        }
+    }
+
+    async fn lock(&self, reference: &Reference, digest: &Digest) -> Result<LockFile, ImageError> {
+        let (records, digest) = (self.records.clone(), digest.clone());
+        let locked: Result<Result<LockFile, LockError>, _> =
+            detached("image-lock", move || records.lock(&digest)).await;
+        Ok(locked.map_err(|e| internal(reference, &e))??)
+    }
+}
+
+fn internal(reference: &Reference, error: &dyn std::fmt::Display) -> ImageError {
+    ImageError::Internal { reference: reference.to_string(), reason: error.to_string() }
+}

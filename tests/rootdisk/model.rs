@@ -1,0 +1,257 @@
+//! Random stacks of layers against a model that says in a few lines what the spec means: first a layer's
+//! whiteouts hide what is below, then its entries are added.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use crate::disk::{Content, Nodes, build};
+use crate::tarball::{Item, file, folder, hard_link, item, layer, symlink};
+
+/// One entry of a layer, before it is known whether it makes sense there.
+#[derive(Debug, Clone)]
+pub(crate) enum Op {
+    Folder(Path, u32),
+    File(Path, Vec<u8>, Option<u8>),
+    Symlink(Path),
+    Fifo(Path),
+    Link(Path, Path),
+    Whiteout(Path),
+    Opaque(Path),
+}
+
+/// Names of one to three steps.
+pub(crate) type Path = Vec<&'static str>;
+
+fn path() -> impl Strategy<Value = Path> {
+    prop::collection::vec(prop::sample::select(&["a", "b", "c", "-", "~"][..]), 1..=3)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let body = prop_oneof![
+        3 => prop::collection::vec(1..=255u8, 0..40),
+        1 => (1..=255u8, 4000..9000usize).prop_map(|(byte, len)| vec![byte; len]),
+    ];
+    let modes = prop::sample::select(&[0o755, 0o700, 0o1777, 0o2750][..]);
+    prop_oneof![
+        4 => (path(), modes).prop_map(|(path, mode)| Op::Folder(path, mode)),
+        6 => (path(), body, prop::option::of(any::<u8>())).prop_map(|(path, body, attr)| Op::File(path, body, attr)),
+        1 => path().prop_map(Op::Symlink),
+        1 => path().prop_map(Op::Fifo),
+        3 => (path(), path()).prop_map(|(name, target)| Op::Link(name, target)),
+        3 => path().prop_map(Op::Whiteout),
+        1 => path().prop_map(Op::Opaque),
+    ]
+}
+
+pub(crate) fn layers() -> impl Strategy<Value = Vec<Vec<Op>>> {
+    prop::collection::vec(prop::collection::vec(op(), 0..14), 1..5)
+}
+
+/// An inode of the model; names that are hard links have equal `id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inode {
+    id: usize,
+    mode: u32,
+    mtime: i64,
+    attr: Option<u8>,
+    content: Content,
+}
+
+/// Everything below the root.
+type State = BTreeMap<Path, Inode>;
+
+fn is_folder(state: &State, path: &[&'static str]) -> bool {
+    path.is_empty() || state.get(path).is_some_and(|inode| inode.mode & 0o170_000 == 0o040_000)
+}
+
+fn remove(state: &mut State, path: &Path) {
+    state.retain(|other, _| !other.starts_with(path));
+}
+
+/// Whether an entry may have this name: nothing above it is something else than a folder.
+fn fits(state: &State, path: &Path) -> bool {
+    (1..path.len()).all(|n| is_folder(state, &path[..n]) || !state.contains_key(&path[..n]))
+}
+
+fn put(state: &mut State, path: &Path, inode: Inode) {
+    for n in 1..path.len() {
+        let id = inode.id + 100_000 * n;
+        state.entry(path[..n].to_vec()).or_insert(Inode {
+            id,
+            mode: 0o040_755,
+            mtime: 0,
+            attr: None,
+            content: Content::Nothing,
+        });
+    }
+    if is_folder(state, path) && inode.mode & 0o170_000 == 0o040_000 {
+        state.insert(path.clone(), inode);
+        return;
+    }
+    remove(state, path);
+    state.insert(path.clone(), inode);
+}
+
+/// What the model makes of one op, applied to one state.
+fn add(state: &mut State, op: &Op, id: usize, mtime: i64) {
+    let inode = |kind: u32, mode: u32, attr: Option<u8>, content: Content| Inode {
+        id,
+        mode: kind | mode,
+        mtime,
+        attr,
+        content,
+    };
+    match op {
+        Op::Folder(path, mode) => put(state, path, inode(0o040_000, *mode, None, Content::Nothing)),
+        Op::File(path, body, attr) => {
+            put(state, path, inode(0o100_000, 0o644, *attr, Content::File(body.clone())))
+        }
+        Op::Symlink(path) => {
+            put(state, path, inode(0o120_000, 0o777, None, Content::Symlink(b"nowhere/x".to_vec())))
+        }
+        Op::Fifo(path) => put(state, path, inode(0o010_000, 0o644, None, Content::Nothing)),
+        Op::Link(path, target) => {
+            let target = Inode { ..state[target].clone() };
+            put(state, path, target);
+        }
+        Op::Whiteout(_) | Op::Opaque(_) => {}
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.join("/")
+}
+
+/// The entries that make sense, as tar entries, and what they make of the state.
+fn apply(state: &mut State, ops: &[Op], next_id: &mut usize) -> Vec<Item> {
+    let mut items = Vec::new();
+    // What a reader sees that has not come to the layer's whiteouts yet.
+    let mut unhidden = state.clone();
+    for op in ops {
+        match op {
+            Op::Whiteout(path) if fits(state, path) => remove(state, path),
+            Op::Opaque(path) if fits(state, path) && is_folder(state, path) => {
+                state.retain(|other, _| !(other.starts_with(path) && other.len() > path.len()));
+            }
+            _ => {}
+        }
+    }
+    for op in ops {
+        *next_id += 1;
+        let mtime = 1_600_000_000 + *next_id as i64;
+        let (path, entry) = match op {
+            Op::Folder(path, mode) => (path, folder(name(path)).mode(*mode)),
+            Op::File(path, body, attr) => {
+                let entry = file(name(path), body);
+                (path, attr.iter().fold(entry, |entry, attr| entry.xattr("user.attr", [*attr, b'\n'])))
+            }
+            Op::Symlink(path) => (path, symlink(name(path), "nowhere/x")),
+            Op::Fifo(path) => (path, item(b'6', name(path))),
+            Op::Link(path, target) => (path, hard_link(name(path), name(target))),
+            Op::Whiteout(path) | Op::Opaque(path) => {
+                let (last, parents) = path.split_last().unwrap();
+                let mark = match op {
+                    Op::Opaque(_) => format!("{}/.wh..wh..opq", name(path)),
+                    _ if parents.is_empty() => format!(".wh.{last}"),
+                    _ => format!("{}/.wh.{last}", name(&parents.to_vec())),
+                };
+                items.push(file(mark, ""));
+                continue;
+            }
+        };
+        let both = [&*state, &unhidden];
+        let target_ok = |state: &State| match op {
+            Op::Link(path, target) => {
+                path != target
+                    && state.contains_key(target)
+                    && !is_folder(state, target)
+                    && !target.starts_with(path)
+            }
+            _ => true,
+        };
+        if both.iter().all(|state| fits(state, path) && target_ok(state)) {
+            add(state, op, *next_id, mtime);
+            add(&mut unhidden, op, *next_id, mtime);
+            items.push(entry.mtime(mtime as u64));
+        }
+    }
+    items
+}
+
+/// The layers as tar streams, and the model's idea of the result.
+fn stack(layers: &[Vec<Op>]) -> (Vec<Vec<u8>>, State) {
+    let mut state = State::new();
+    let mut next_id = 0;
+    let tars = layers.iter().map(|ops| layer(apply(&mut state, ops, &mut next_id))).collect();
+    (tars, state)
+}
+
+/// Only the streams.
+pub(crate) fn tars(layers: &[Vec<Op>]) -> Vec<Vec<u8>> {
+    stack(layers).0
+}
+
+fn compare(nodes: &Nodes, state: &State) -> Result<(), TestCaseError> {
+    let ours: BTreeSet<_> =
+        nodes.keys().skip(1).map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+    let theirs: BTreeSet<_> = state.keys().map(name).collect();
+    prop_assert_eq!(ours, theirs);
+    let mut inodes = BTreeMap::new();
+    for (path, expected) in state {
+        let node = &nodes[name(path).as_bytes()];
+        prop_assert_eq!(node.mode, expected.mode, "mode of {}", name(path));
+        prop_assert_eq!(node.mtime, (expected.mtime, 0), "time of {}", name(path));
+        prop_assert!(node.content == expected.content, "content of {}", name(path));
+        let attr = expected.attr.map(|attr| (b"user.attr".to_vec(), vec![attr, b'\n']));
+        prop_assert_eq!(&node.xattrs, &attr.into_iter().collect(), "attributes of {}", name(path));
+        if !is_folder(state, path) {
+            let links = state.values().filter(|other| other.id == expected.id).count();
+            prop_assert_eq!(node.links as usize, links, "links of {}", name(path));
+            prop_assert_eq!(*inodes.entry(expected.id).or_insert(node.inode), node.inode);
+        } else {
+            let below = |other: &Path| other.len() == path.len() + 1 && other.starts_with(path);
+            let folders = state.keys().filter(|other| below(other) && is_folder(state, other)).count();
+            prop_assert_eq!(node.links as usize, 2 + folders, "links of {}", name(path));
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_stack_of_layers_makes_what_the_spec_says(layers in layers()) {
+        let (tars, state) = stack(&layers);
+        compare(&build(&tars).nodes(), &state)?;
+    }
+
+    #[test]
+    fn any_bytes_are_a_disk_or_an_error_but_never_a_panic(
+        layers in layers(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+        fix_sums in any::<bool>(),
+    ) {
+        let mut tars = tars(&layers);
+        for tar in &mut tars {
+            for (at, byte) in &damage {
+                let at = at.index(tar.len());
+                tar[at] = *byte;
+            }
+            if fix_sums {
+                for block in tar.as_chunks_mut::<512>().0 {
+                    // What looks like a header gets a checksum that is right.
+                    if &block[257..262] == b"ustar" {
+                        let mut header = tar::Header::from_byte_slice(block).clone();
+                        header.set_cksum();
+                        block.copy_from_slice(header.as_bytes());
+                    }
+                }
+            }
+        }
+        if let Ok(disk) = crate::disk::try_build(&tars, &Default::default()) {
+            disk.fsck();
+        }
+    }
+}
