@@ -45,7 +45,9 @@ impl ImageSource for StoreImages {
     fn lookup(&self, reference: &str) -> Option<Image> {
         let found = self.0.lookup(&reference.parse().ok()?);
         found
-            .inspect_err(|e| tracing::warn!(reference, error = %e, "what is known of an image cannot be read"))
+            .inspect_err(
+                |e| tracing::warn!(reference, error = %e, "what is known of an image cannot be read"),
+            )
             .ok()
             .flatten()
     }

@@ -60,11 +60,7 @@ enum Stage {
 
 impl LogSource {
     /// Finds the beginning; opens the log files if it is there.
-    pub(super) async fn open(
-        view: WorkerView,
-        dir: PathBuf,
-        query: &LogsQuery,
-    ) -> io::Result<LogSource> {
+    pub(super) async fn open(view: WorkerView, dir: PathBuf, query: &LogsQuery) -> io::Result<LogSource> {
         let upper = *view.ring.subscribe().borrow();
         let mut source = LogSource {
             view,

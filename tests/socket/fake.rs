@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use iii::actors::messages::{SupervisorMsg, WorkerView};
@@ -170,6 +169,7 @@ impl Actor for Fake {
                     let _ = events.try_send(event);
                 }
             }
+            SupervisorMsg::Fact(fact) => unreachable!("only the real tree makes facts: {fact:?}"),
             SupervisorMsg::Shutdown { force } => {
                 shared.lock().unwrap().asked.push(format!("shutdown {force}"));
                 if force {
@@ -209,7 +209,7 @@ pub fn printer() -> (Printer, Captured, Captured) {
 
 /// A project folder with a home, and a daemon if the test starts one.
 pub struct Project {
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub world: Shared,
     pub ctx: Context,
 }
@@ -220,7 +220,7 @@ impl Project {
         let path = dir.path().join("config.yaml");
         fs::write(&path, config).unwrap();
         let ctx = Context::new(Home::at(dir.path().join("home")), &path).unwrap();
-        Project { dir, world: Shared::default(), ctx }
+        Project { _dir: dir, world: Shared::default(), ctx }
     }
 
     pub fn add(&self, status: WorkerStatus) {
@@ -240,10 +240,6 @@ impl Project {
 
     pub fn asked(&self) -> Vec<String> {
         self.world.lock().unwrap().asked.clone()
-    }
-
-    pub fn ring(&self, name: &str) -> Arc<LogRing> {
-        self.world.lock().unwrap().workers[name].ring.clone()
     }
 
     /// Writes a record as a shim does: to the log files first, then to the daemon's ring.
@@ -273,8 +269,7 @@ impl Project {
             config_path: config.display().to_string(),
             started_at: Timestamp::now(),
         };
-        let edge =
-            Arc::new(Edge { supervisor: supervisor.clone(), info, closing: closing.clone() });
+        let edge = Arc::new(Edge { supervisor: supervisor.clone(), info, closing: closing.clone() });
         let server = tokio::spawn(server::serve(listener, router(edge), closing));
         FakeDaemon { supervisor, root, close, server, _place: place }
     }

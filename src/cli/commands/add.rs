@@ -2,7 +2,9 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 
-use iii_protocol::api::{ErrorBody, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus};
+use iii_protocol::api::{
+    ErrorBody, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
+};
 use tokio::sync::mpsc;
 
 use super::{Tally, wait_stopped, wait_until};
@@ -183,11 +185,8 @@ async fn pull_here(
         progress.event(printer, &event);
     }
     let image = pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?;
-    let image = PulledImage {
-        digest: image.digest,
-        env: image.config.env,
-        root_disk_bytes: image.root_disk_bytes,
-    };
+    let image =
+        PulledImage { digest: image.digest, env: image.config.env, root_disk_bytes: image.root_disk_bytes };
     progress.event(printer, &PullEvent::Done { image: image.clone() });
     Ok(image)
 }
@@ -264,8 +263,7 @@ fn config_of(env: &[String]) -> Vec<(String, String)> {
 async fn bring_up(daemon: &Client, name: &str, no_wait: bool, printer: &mut Printer) -> Result<(), Failure> {
     daemon.post::<ReloadReply>("/v1/reload", &StopRequest::default()).await?;
     // Asked for by name, so that one that was stopped before starts too.
-    let accepted: WorkerStatus =
-        daemon.post(&worker_path(name, "start"), &StopRequest::default()).await?;
+    let accepted: WorkerStatus = daemon.post(&worker_path(name, "start"), &StopRequest::default()).await?;
     if no_wait {
         printer.say(&format!("{name}: added, {}", accepted.phase));
         return Ok(());

@@ -61,16 +61,15 @@ async fn remove_one(
 
 /// Waits until the daemon knows the worker no more.
 async fn wait_gone(daemon: &Client, name: &str, printer: &mut Printer) -> Result<(), Failure> {
-    let gone = |e: &ClientError| {
-        matches!(e, ClientError::Refused(ErrorBody { code: ErrorCode::NotFound, .. }))
-    };
+    let gone =
+        |e: &ClientError| matches!(e, ClientError::Refused(ErrorBody { code: ErrorCode::NotFound, .. }));
     let mut changes = match daemon.get_lines(&worker_path(name, "watch")).await {
         Ok(changes) => changes,
         Err(e) if gone(&e) => return Ok(()),
         Err(e) => return Err(e.into()),
     };
     let mut progress = WaitProgress::new(printer.err_style);
-    let ended = loop {
+    let ended: Result<(), Failure> = loop {
         match changes.next_json::<WorkerStatus>().await {
             Ok(Some(status)) => progress.status(printer, &status),
             Ok(None) => break Ok(()),
