@@ -6,6 +6,7 @@ use iii_protocol::api::{ErrorBody, PullEvent, PullRequest, ReloadReply, WorkerLi
 use ractor::RpcReplyPort;
 use tokio::sync::{mpsc, watch};
 
+use super::config_watcher::Reading;
 use crate::logs::LogRing;
 
 /// A worker as the edge sees it: status by `watch`, output by ring, no actor messages for either.
@@ -75,4 +76,35 @@ pub enum SupervisorMsg {
         /// No grace.
         force: bool,
     },
+    /// News from within the tree; the edge cannot make any.
+    Fact(Fact),
+}
+
+/// What the tree tells its root.
+#[derive(Debug)]
+pub struct Fact(pub(super) FactKind);
+
+/// See [`Fact`].
+#[derive(Debug)]
+pub(super) enum FactKind {
+    /// Nothing of this worker runs any more, as was asked by `Leave`.
+    AtRest {
+        /// The worker.
+        name: String,
+    },
+    /// config.yaml was read.
+    ConfigRead(Reading),
+    /// The shutdown takes too long.
+    Overdue,
+    /// A helper actor that failed too often may be tried again.
+    Revive(Helper),
+}
+
+/// An actor that serves all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Helper {
+    /// The image puller.
+    Puller,
+    /// The config watcher.
+    Watcher,
 }

@@ -102,6 +102,8 @@ struct Inner {
     statuses: HashMap<String, Vec<u16>>,
     requests: HashMap<String, usize>,
     bytes_served: HashMap<String, u64>,
+    /// Where each request for a blob began.
+    offsets: HashMap<String, Vec<usize>>,
     needs_token: bool,
     /// Tokens of an earlier generation are refused.
     token_generation: usize,
@@ -253,6 +255,11 @@ impl Registry {
     /// How many bytes of a blob were sent, all connections together.
     pub(crate) fn bytes_served(&self, digest: &str) -> u64 {
         self.state.lock().bytes_served.get(digest).copied().unwrap_or(0)
+    }
+
+    /// The first byte of each request for a blob, in order.
+    pub(crate) fn offsets(&self, digest: &str) -> Vec<usize> {
+        self.state.lock().offsets.get(digest).cloned().unwrap_or_default()
     }
 
     /// How many tokens were given out.

@@ -141,6 +141,7 @@ impl Server {
             gate.pass().await;
         }
         let offset = range_start(headers).filter(|_| !ignores_range);
+        self.state.lock().offsets.entry(digest.to_owned()).or_default().push(offset.unwrap_or(0));
         let total = bytes.len();
         let body = bytes.get(offset.unwrap_or(0)..).map(<[u8]>::to_vec);
         let Some(body) = body.filter(|body| offset.is_none() || !body.is_empty()) else {

@@ -1,0 +1,521 @@
+//! Follows config.yaml: notices edits, reads the file when they have settled, tells the root.
+//!
+//! Folders are watched, not the file: editors replace files, and a watch on a replaced file sees
+//! nothing more. When config.yaml is a link, the folders of every link on the way and of the target are
+//! watched too. Where the system refuses watches, the file is read again every [`RESTAT_INTERVAL`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, ReloadReply};
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::config::schema::Config;
+
+/// An edit has settled when nothing has happened for this long.
+pub const SETTLE: Duration = Duration::from_millis(75);
+/// A file that never settles is read after this long all the same.
+pub const SETTLE_LIMIT: Duration = Duration::from_millis(500);
+/// How often the file is read where it cannot be watched.
+pub const RESTAT_INTERVAL: Duration = Duration::from_secs(2);
+/// Links followed on the way to the file.
+const MAX_LINKS: usize = 16;
+
+/// Reads and validates the file; the error is ready to be shown.
+pub type Load = Arc<dyn Fn(&Path) -> Result<Config, String> + Send + Sync>;
+/// The answer to a reload request.
+pub type ReloadPort = RpcReplyPort<Result<ReloadReply, ErrorBody>>;
+
+/// What the file says now.
+#[derive(Debug)]
+pub struct Reading {
+    /// The configuration, or why it is not one.
+    pub result: Result<Config, String>,
+    /// Who asked for the reading.
+    pub replies: Vec<ReloadPort>,
+}
+
+/// Requests to the watcher, and what its tasks tell it.
+#[derive(Debug)]
+pub enum WatcherMsg {
+    /// Read now.
+    Reload {
+        /// Handed on to the root with the reading.
+        reply: ReloadPort,
+    },
+    /// Something happened to the file.
+    Touched,
+    /// Nothing has happened for a while.
+    Settled,
+    /// The file was read.
+    Read(Box<Result<Config, String>>),
+}
+
+/// How the watcher is born.
+pub struct WatcherArgs {
+    /// The file, as the user named it.
+    pub path: PathBuf,
+    /// The configuration in force, and what was said of the file on disk last.
+    pub known: Result<Config, String>,
+    /// Reads it.
+    pub load: Load,
+    /// Gets each reading that is new or was asked for.
+    pub tell: Arc<dyn Fn(Reading) + Send + Sync>,
+}
+
+impl fmt::Debug for WatcherArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatcherArgs").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct ConfigWatcher;
+
+/// What changes in the actor.
+pub struct WatcherState {
+    args: WatcherArgs,
+    watch: Watch,
+    settling: Option<Settling>,
+    /// A reading is under way; what came meanwhile waits for the next one.
+    reading: Option<Vec<ReloadPort>>,
+    again: Option<Vec<ReloadPort>>,
+}
+
+struct Settling {
+    first: Instant,
+    _timer: Guard,
+}
+
+/// A task that ends with its owner.
+struct Guard(AbortHandle);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How edits are noticed.
+enum Watch {
+    /// By the system.
+    Folders { watcher: RecommendedWatcher, folders: BTreeSet<PathBuf>, interest: Arc<Interest> },
+    /// By looking.
+    Restat { _timer: Guard },
+}
+
+/// What the system's watcher needs to know; shared with its thread.
+struct Interest {
+    /// Files and links whose change counts.
+    paths: std::sync::Mutex<BTreeSet<PathBuf>>,
+    /// A message is in the mailbox already: a storm of events is one message.
+    pending: AtomicBool,
+}
+
+impl Actor for ConfigWatcher {
+    type Msg = WatcherMsg;
+    type State = WatcherState;
+    type Arguments = WatcherArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<WatcherMsg>,
+        args: WatcherArgs,
+    ) -> Result<WatcherState, ActorProcessingErr> {
+        let watch = start_watch(&myself, &args.path);
+        Ok(WatcherState { args, watch, settling: None, reading: None, again: None })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<WatcherMsg>,
+        state: &mut WatcherState,
+    ) -> Result<(), ActorProcessingErr> {
+        // The file may have changed between its first reading and the watch.
+        state.read(&myself, None);
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<WatcherMsg>,
+        message: WatcherMsg,
+        state: &mut WatcherState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            WatcherMsg::Reload { reply } => state.read(&myself, Some(reply)),
+            WatcherMsg::Touched => state.touched(&myself),
+            WatcherMsg::Settled => {
+                state.settling = None;
+                state.read(&myself, None);
+            }
+            WatcherMsg::Read(result) => state.was_read(&myself, *result),
+        }
+        Ok(())
+    }
+}
+
+impl WatcherState {
+    fn touched(&mut self, myself: &ActorRef<WatcherMsg>) {
+        if let Watch::Folders { interest, .. } = &self.watch {
+            interest.pending.store(false, Ordering::Release);
+        }
+        let now = Instant::now();
+        let first = self.settling.as_ref().map_or(now, |settling| settling.first);
+        let due = (now + SETTLE).min(first + SETTLE_LIMIT);
+        let actor = myself.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep_until(due).await;
+            let _gone = actor.cast(WatcherMsg::Settled);
+        });
+        self.settling = Some(Settling { first, _timer: Guard(task.abort_handle()) });
+    }
+
+    fn read(&mut self, myself: &ActorRef<WatcherMsg>, reply: Option<ReloadPort>) {
+        if self.reading.is_some() {
+            // The reading under way may have begun before the edit.
+            self.again.get_or_insert_default().extend(reply);
+            return;
+        }
+        self.reading = Some(reply.into_iter().collect());
+        let (load, path, actor) = (self.args.load.clone(), self.args.path.clone(), myself.clone());
+        tokio::spawn(async move {
+            let read = tokio::task::spawn_blocking(move || read_file(&load, &path)).await;
+            let result = read.unwrap_or_else(|join| Err(format!("reading the configuration failed: {join}")));
+            let _gone = actor.cast(WatcherMsg::Read(Box::new(result)));
+        });
+    }
+
+    fn was_read(&mut self, myself: &ActorRef<WatcherMsg>, result: Result<Config, String>) {
+        self.follow_links(myself);
+        let replies = self.reading.take().unwrap_or_default();
+        if result != self.args.known || !replies.is_empty() {
+            self.args.known = result.clone();
+            (self.args.tell)(Reading { result, replies });
+        }
+        if let Some(replies) = self.again.take() {
+            let mut replies = replies.into_iter();
+            self.read(myself, replies.next());
+            if let Some(reading) = &mut self.reading {
+                reading.extend(replies);
+            }
+        }
+    }
+
+    /// Links may lead elsewhere now, and a folder that was away may be back.
+    fn follow_links(&mut self, myself: &ActorRef<WatcherMsg>) {
+        let path = &self.args.path;
+        if !path.exists() && matches!(self.watch, Watch::Folders { .. }) {
+            // Its folder may be gone too, and the watch of a folder does not come back with it.
+            self.watch = start_watch(myself, path);
+            if path.exists() {
+                self.touched(myself);
+            }
+            return;
+        }
+        match &mut self.watch {
+            Watch::Folders { watcher, folders, interest } => {
+                let now = paths_of(path);
+                let now_folders = folders_of(&now);
+                let was = std::mem::replace(&mut *interest.lock(), now.clone());
+                if was == now && *folders == now_folders {
+                    return;
+                }
+                for gone in folders.difference(&now_folders) {
+                    // It may be gone from the disk as well, and its watch with it.
+                    let _unwatched = watcher.unwatch(gone);
+                }
+                let added = now_folders
+                    .difference(folders)
+                    .try_for_each(|folder| watcher.watch(folder, RecursiveMode::NonRecursive));
+                *folders = now_folders;
+                if let Err(error) = added {
+                    self.watch = restat(myself, &error);
+                }
+            }
+            Watch::Restat { .. } => {
+                if let Ok(watch) = watch_folders(myself, path) {
+                    self.watch = watch;
+                }
+            }
+        }
+    }
+}
+
+impl Interest {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.paths.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn wants(&self, event: &notify::Event) -> bool {
+        let changes = match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Any
+            | EventKind::Create(_)
+            | EventKind::Modify(_)
+            | EventKind::Remove(_)
+            | EventKind::Other => true,
+            // Our own reading is such an access.
+            EventKind::Access(_) => false,
+        };
+        let paths = self.lock();
+        let ours = |path: &PathBuf| {
+            paths.contains(path) || paths.iter().any(|known| known.parent() == Some(path.as_path()))
+        };
+        changes && (event.need_rescan() || event.paths.is_empty() || event.paths.iter().any(ours))
+    }
+}
+
+fn read_file(load: &Load, path: &Path) -> Result<Config, String> {
+    match path.try_exists() {
+        Ok(false) => Err(format!("{} is gone; the last good configuration stays in force", path.display())),
+        Ok(true) | Err(_) => load(path),
+    }
+}
+
+fn start_watch(actor: &ActorRef<WatcherMsg>, path: &Path) -> Watch {
+    watch_folders(actor, path).unwrap_or_else(|error| {
+        tracing::warn!(
+            "{} cannot be watched ({error}); it is read every {} s instead",
+            path.display(),
+            RESTAT_INTERVAL.as_secs()
+        );
+        restat(actor, &error)
+    })
+}
+
+fn restat(actor: &ActorRef<WatcherMsg>, why: &notify::Error) -> Watch {
+    tracing::debug!("reading the configuration from time to time: {why}");
+    let actor = actor.clone();
+    let task = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(RESTAT_INTERVAL).await;
+            if actor.cast(WatcherMsg::Settled).is_err() {
+                return;
+            }
+        }
+    });
+    Watch::Restat { _timer: Guard(task.abort_handle()) }
+}
+
+fn watch_folders(actor: &ActorRef<WatcherMsg>, path: &Path) -> Result<Watch, notify::Error> {
+    let paths = paths_of(path);
+    let folders = folders_of(&paths);
+    let interest =
+        Arc::new(Interest { paths: std::sync::Mutex::new(paths), pending: AtomicBool::new(false) });
+    let (seen, actor) = (interest.clone(), actor.clone());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // An error means that events may have been missed, so it counts as one.
+        let wanted = event.as_ref().map_or(true, |event| seen.wants(event));
+        if wanted && !seen.pending.swap(true, Ordering::AcqRel) {
+            let _gone = actor.cast(WatcherMsg::Touched);
+        }
+    })?;
+    for folder in &folders {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
+    Ok(Watch::Folders { watcher, folders, interest })
+}
+
+/// The file's path and, if it is a link, where that leads, link by link.
+fn paths_of(path: &Path) -> BTreeSet<PathBuf> {
+    let mut paths = BTreeSet::new();
+    let mut next = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for _ in 0..MAX_LINKS {
+        let target = std::fs::read_link(&next);
+        let folder = next.parent().map(Path::to_owned).unwrap_or_default();
+        if !paths.insert(next) {
+            break;
+        }
+        match target {
+            Ok(target) => next = folder.join(target),
+            Err(_) => break,
+        }
+    }
+    if let Ok(real) = std::fs::canonicalize(path) {
+        paths.insert(real);
+    }
+    paths
+}
+
+fn folders_of(paths: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    paths.iter().filter_map(|path| path.parent().map(Path::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Mutex;
+
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Waits this long for something that should come soon.
+    const SOON: Duration = Duration::from_secs(5);
+
+    struct Followed {
+        actor: ActorRef<WatcherMsg>,
+        readings: mpsc::UnboundedReceiver<Reading>,
+        /// How often the file was read.
+        reads: Arc<Mutex<u32>>,
+    }
+
+    /// A configuration that differs with the file's text; text with `broken` in it is an error.
+    fn parse(text: &str) -> Result<Config, String> {
+        if text.contains("broken") {
+            return Err(format!("config.yaml: {text}"));
+        }
+        let orphan_grace = Duration::from_secs(text.len() as u64);
+        Ok(Config { workers: Vec::new(), insecure_registries: vec![text.to_owned()], orphan_grace })
+    }
+
+    async fn follow(path: &Path) -> Followed {
+        let (sender, readings) = mpsc::unbounded_channel();
+        let reads = Arc::new(Mutex::new(0));
+        let count = reads.clone();
+        let args = WatcherArgs {
+            path: path.to_owned(),
+            known: parse(&fs::read_to_string(path).unwrap()),
+            load: Arc::new(move |path| {
+                *count.lock().unwrap() += 1;
+                parse(&fs::read_to_string(path).map_err(|error| error.to_string())?)
+            }),
+            tell: Arc::new(move |reading| sender.send(reading).unwrap()),
+        };
+        let (actor, _) = Actor::spawn(None, ConfigWatcher, args).await.unwrap();
+        Followed { actor, readings, reads }
+    }
+
+    impl Followed {
+        async fn next(&mut self) -> Result<Config, String> {
+            timeout(SOON, self.readings.recv()).await.expect("a reading").unwrap().result
+        }
+
+        async fn reload(&mut self) -> Result<Config, String> {
+            let (reply, _answer) = ractor::concurrency::oneshot();
+            self.actor.cast(WatcherMsg::Reload { reply: reply.into() }).unwrap();
+            loop {
+                let reading = timeout(SOON, self.readings.recv()).await.expect("a reading").unwrap();
+                if !reading.replies.is_empty() {
+                    return reading.result;
+                }
+            }
+        }
+    }
+
+    fn project() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        fs::write(&path, "one").unwrap();
+        (dir, path)
+    }
+
+    #[tokio::test]
+    async fn edits_in_place_and_by_replacement_are_followed() {
+        let (dir, path) = project();
+        let mut followed = follow(&path).await;
+        fs::write(&path, "two").unwrap();
+        assert_eq!(followed.next().await, parse("two"));
+        for text in ["three", "four"] {
+            let temporary = dir.path().join("new");
+            fs::write(&temporary, text).unwrap();
+            fs::rename(&temporary, &path).unwrap();
+            assert_eq!(followed.next().await, parse(text));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_edit_behind_a_link_and_a_changed_link_are_followed() {
+        let (dir, path) = project();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let (a, b) = (elsewhere.path().join("a.yaml"), dir.path().join("b.yaml"));
+        fs::write(&a, "a").unwrap();
+        fs::write(&b, "b").unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&a, &path).unwrap();
+        let mut followed = follow(&path).await;
+        fs::write(&a, "a2").unwrap();
+        assert_eq!(followed.next().await, parse("a2"));
+        let temporary = dir.path().join("link");
+        std::os::unix::fs::symlink(&b, &temporary).unwrap();
+        fs::rename(&temporary, &path).unwrap();
+        assert_eq!(followed.next().await, parse("b"));
+        fs::write(&b, "b2").unwrap();
+        assert_eq!(followed.next().await, parse("b2"));
+    }
+
+    #[tokio::test]
+    async fn the_same_error_is_told_once_and_its_mending_too() {
+        let (_dir, path) = project();
+        let mut followed = follow(&path).await;
+        fs::write(&path, "broken").unwrap();
+        assert_eq!(followed.next().await, parse("broken"));
+        fs::write(&path, "broken").unwrap();
+        assert_eq!(followed.reload().await, parse("broken"));
+        fs::write(&path, "one").unwrap();
+        assert_eq!(followed.next().await, parse("one"));
+        assert!(followed.readings.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_goes_away_and_comes_back_is_followed() {
+        let (_dir, path) = project();
+        let mut followed = follow(&path).await;
+        fs::remove_file(&path).unwrap();
+        let error = followed.next().await.unwrap_err();
+        assert!(
+            error.ends_with("config.yaml is gone; the last good configuration stays in force"),
+            "{error}"
+        );
+        fs::write(&path, "back").unwrap();
+        assert_eq!(followed.next().await, parse("back"));
+    }
+
+    #[tokio::test]
+    async fn a_storm_of_edits_is_read_seldom_but_is_read() {
+        let (dir, path) = project();
+        let mut followed = follow(&path).await;
+        let until = Instant::now() + SETTLE_LIMIT * 3;
+        let mut last = String::new();
+        let mut n = 0;
+        while Instant::now() < until {
+            last = format!("text {n}");
+            n += 1;
+            let temporary = dir.path().join("new");
+            fs::write(&temporary, &last).unwrap();
+            fs::rename(&temporary, &path).unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut told = 0;
+        while followed.next().await != parse(&last) {
+            told += 1;
+        }
+        assert!(told >= 1, "nothing was told while the file kept changing");
+        assert!(*followed.reads.lock().unwrap() < 20);
+    }
+
+    #[tokio::test]
+    async fn reading_the_file_is_no_edit() {
+        let (dir, path) = project();
+        let mut followed = follow(&path).await;
+        followed.reload().await.unwrap();
+        let before = *followed.reads.lock().unwrap();
+        // A later edit of another file must not count either; then our own shows that events arrive.
+        fs::write(dir.path().join("other"), "x").unwrap();
+        fs::write(&path, "two").unwrap();
+        assert_eq!(followed.next().await, parse("two"));
+        followed.reload().await.unwrap();
+        assert!(*followed.reads.lock().unwrap() <= before + 3);
+    }
+}

@@ -1,0 +1,534 @@
+//! A project in a temporary home, machines that are tasks, images that are made up.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use iii_protocol::api::{ErrorBody, ErrorCode, Phase, PullEvent, ReloadReply, WorkerList, WorkerStatus};
+use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
+use jiff::{SignedDuration, Timestamp};
+use ractor::{ActorRef, RpcReplyPort};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::actors::image_puller::ImageSource;
+use crate::actors::messages::{SupervisorMsg, WorkerView};
+use crate::actors::supervisor::{RootArgs, start};
+use crate::actors::worker::plan::HostLimits;
+use crate::actors::worker::tests::{image, worker_config};
+use crate::config::schema::{Config, WorkerConfig};
+use crate::home::Home;
+use crate::image::types::Image;
+use crate::logs::LogRing;
+use crate::vm::launcher::{Adoption, Launcher, MACHINE_QUEUE, Machine};
+use crate::vm::spec::MachineSpec;
+
+/// Longer than anything takes here; of paused time, so nobody waits for it.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// How the machines of a worker behave.
+#[derive(Debug, Clone)]
+pub(super) struct Behaviour {
+    /// From launch to the workload; `None` hangs.
+    pub(super) boot: Option<Duration>,
+    /// How long the workload runs by itself, and how it ends.
+    pub(super) ends: Option<(Duration, ExitCause)>,
+    /// From a polite stop to the end; killed at the end of the grace.
+    pub(super) stop_takes: Duration,
+    /// Polite stops, and the graces of them, are ignored; only a kill counts.
+    pub(super) deaf: bool,
+    /// How long the launcher takes to start a shim.
+    pub(super) launch_takes: Duration,
+    /// The launcher's next answers, instead of a machine.
+    pub(super) launch_errors: VecDeque<ErrorBody>,
+}
+
+impl Default for Behaviour {
+    fn default() -> Behaviour {
+        Behaviour {
+            boot: Some(Duration::from_millis(100)),
+            ends: None,
+            stop_takes: Duration::from_millis(50),
+            deaf: false,
+            launch_takes: Duration::from_millis(10),
+            launch_errors: VecDeque::new(),
+        }
+    }
+}
+
+/// The machines of a host, which outlive the daemons.
+#[derive(Default)]
+pub(super) struct HostState {
+    pub(super) behaviours: HashMap<String, Behaviour>,
+    pub(super) machines: HashMap<String, FakeMachine>,
+    pub(super) ended: HashMap<String, ExitRecord>,
+    /// Each launch, in order.
+    pub(super) launches: Vec<MachineSpec>,
+    /// Each stop request, in order.
+    pub(super) stops: Vec<(String, u64)>,
+    pub(super) adopt_errors: HashMap<String, VecDeque<ErrorBody>>,
+    launching: HashMap<String, u64>,
+}
+
+pub(super) struct FakeMachine {
+    pub(super) status: ShimStatus,
+    control: mpsc::UnboundedSender<Control>,
+    link: Option<mpsc::Sender<ShimStatus>>,
+}
+
+enum Control {
+    Stop(StopMachine),
+    End(ExitCause),
+    /// The shim is killed: its link ends without a last word.
+    Vanish,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct FakeHost(Arc<Mutex<HostState>>);
+
+impl FakeHost {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HostState> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn behave(&self, worker: &str, behaviour: Behaviour) {
+        self.lock().behaviours.insert(worker.into(), behaviour);
+    }
+
+    pub(super) fn launches_of(&self, worker: &str) -> usize {
+        self.lock().launches.iter().filter(|spec| spec.worker == worker).count()
+    }
+
+    pub(super) fn machines(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.lock().machines.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// The workload ends by itself.
+    pub(super) fn end(&self, worker: &str, cause: ExitCause) {
+        self.lock().machines[worker].control.send(Control::End(cause)).unwrap();
+    }
+
+    /// Kill -9 of the shim.
+    pub(super) fn vanish(&self, worker: &str) {
+        self.lock().machines[worker].control.send(Control::Vanish).unwrap();
+    }
+
+    fn set(&self, worker: &str, phase: MachinePhase) {
+        let link = {
+            let mut host = self.lock();
+            let machine = host.machines.get_mut(worker).unwrap();
+            machine.status.phase = phase;
+            machine.link.clone().map(|link| (link, machine.status.clone()))
+        };
+        if let Some((link, status)) = link {
+            let _gone = link.try_send(status);
+        }
+    }
+
+    /// A machine as its daemon gets it. The link of an earlier daemon ends.
+    fn link(&self, worker: &str) -> Machine {
+        let (link, events) = mpsc::channel(MACHINE_QUEUE);
+        let (commands, mut orders) = mpsc::channel(MACHINE_QUEUE);
+        let mut host = self.lock();
+        let machine = host.machines.get_mut(worker).unwrap();
+        link.try_send(machine.status.clone()).unwrap();
+        machine.link = Some(link);
+        let (control, state, name) = (machine.control.clone(), self.clone(), worker.to_owned());
+        tokio::spawn(async move {
+            while let Some(stop) = orders.recv().await {
+                let stop: StopMachine = stop;
+                state.lock().stops.push((name.clone(), stop.grace_ms));
+                let _ended = control.send(Control::Stop(stop));
+            }
+        });
+        Machine { commands, events }
+    }
+
+    fn start_shim(&self, spec: &MachineSpec) {
+        let (control, orders) = mpsc::unbounded_channel();
+        let deadline = Timestamp::now() + SignedDuration::from_millis(spec.boot_timeout_ms as i64);
+        let status = ShimStatus {
+            worker: spec.worker.clone(),
+            generation: spec.generation,
+            spec_hash: spec.hash(),
+            shim_pid: 1000 + spec.generation as u32,
+            vmm_pid: Some(2000 + spec.generation as u32),
+            phase: MachinePhase::Booting { since: Timestamp::now(), deadline },
+            next_seq: 0,
+        };
+        let machine = FakeMachine { status, control, link: None };
+        let before = self.lock().machines.insert(spec.worker.clone(), machine);
+        assert!(before.is_none(), "two machines of `{}`", spec.worker);
+        tokio::spawn(run_machine(self.clone(), spec.clone(), orders));
+    }
+}
+
+async fn run_machine(host: FakeHost, spec: MachineSpec, mut orders: mpsc::UnboundedReceiver<Control>) {
+    let behaviour = host.lock().behaviours.get(&spec.worker).cloned().unwrap_or_default();
+    let born = Instant::now();
+    let runs_at = behaviour.boot.map(|boot| born + boot);
+    let ends_at = behaviour.ends.as_ref().zip(runs_at).map(|((after, _), runs)| runs + *after);
+    let mut running: Option<Instant> = None;
+    let mut down_at: Option<(Instant, ExitCause)> = None;
+    let at = |when: Option<Instant>| async move {
+        match when {
+            Some(when) => tokio::time::sleep_until(when).await,
+            None => std::future::pending().await,
+        }
+    };
+    let cause = loop {
+        tokio::select! {
+            biased;
+            () = at(down_at.as_ref().map(|(when, _)| *when)) => break down_at.unwrap().1,
+            () = at(runs_at.filter(|_| running.is_none() && down_at.is_none())) => {
+                running = Some(Instant::now());
+                host.set(&spec.worker, MachinePhase::Running { since: Timestamp::now() });
+            }
+            () = at(ends_at) => break behaviour.ends.unwrap().1,
+            order = orders.recv() => match order.unwrap() {
+                Control::End(cause) => break cause,
+                Control::Vanish => {
+                    host.lock().machines.remove(&spec.worker);
+                    return;
+                }
+                Control::Stop(StopMachine { grace_ms }) => {
+                    if behaviour.deaf && grace_ms > 0 {
+                        continue;
+                    }
+                    let now = Instant::now();
+                    let grace = Duration::from_millis(grace_ms);
+                    let (end, signal) = match behaviour.stop_takes <= grace {
+                        true => (now + behaviour.stop_takes, 15),
+                        false => (now + grace, 9),
+                    };
+                    if down_at.as_ref().is_none_or(|(earlier, _)| end < *earlier) {
+                        down_at = Some((end, ExitCause::Signal { signal }));
+                        let running_since = running.map(|_| Timestamp::now());
+                        let deadline = Timestamp::now() + SignedDuration::from_millis(grace_ms as i64);
+                        host.set(&spec.worker, MachinePhase::Stopping { running_since, deadline });
+                    }
+                }
+            },
+        }
+    };
+    let exit = ExitRecord {
+        generation: spec.generation,
+        at: Timestamp::now(),
+        uptime_ms: running.map_or(0, |since| since.elapsed().as_millis() as u64),
+        cause,
+        requested: false,
+    };
+    host.set(&spec.worker, MachinePhase::Ended { exit: exit.clone() });
+    let mut state = host.lock();
+    let machine = state.machines.remove(&spec.worker).unwrap();
+    if machine.link.is_none_or(|link| link.is_closed()) {
+        state.ended.insert(spec.worker, exit);
+    }
+}
+
+impl Launcher for FakeHost {
+    fn launch(
+        &self,
+        spec: MachineSpec,
+        _ring: Arc<LogRing>,
+    ) -> BoxFuture<'static, Result<Machine, ErrorBody>> {
+        let host = self.clone();
+        async move {
+            let (takes, error) = {
+                let mut state = host.lock();
+                state.launches.push(spec.clone());
+                assert!(!state.launching.contains_key(&spec.worker), "two launches of `{}`", spec.worker);
+                state.launching.insert(spec.worker.clone(), spec.generation);
+                let behaviour = state.behaviours.entry(spec.worker.clone()).or_default();
+                (behaviour.launch_takes, behaviour.launch_errors.pop_front())
+            };
+            tokio::time::sleep(takes).await;
+            host.lock().launching.remove(&spec.worker);
+            if let Some(error) = error {
+                return Err(error);
+            }
+            host.start_shim(&spec);
+            Ok(host.link(&spec.worker))
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, worker: &str, _ring: Arc<LogRing>) -> BoxFuture<'static, Result<Adoption, ErrorBody>> {
+        let (host, worker) = (self.clone(), worker.to_owned());
+        async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            {
+                let mut state = host.lock();
+                if let Some(error) = state.adopt_errors.get_mut(&worker).and_then(VecDeque::pop_front) {
+                    return Err(error);
+                }
+                if let Some(exit) = state.ended.remove(&worker) {
+                    return Ok(Adoption::Ended(exit));
+                }
+                if !state.machines.contains_key(&worker) {
+                    return Ok(Adoption::Nothing);
+                }
+            }
+            Ok(Adoption::Running(host.link(&worker)))
+        }
+        .boxed()
+    }
+
+    fn running(&self) -> Vec<String> {
+        self.machines()
+    }
+}
+
+/// Images that are here, and answers to pulls of those that are not.
+#[derive(Clone, Default)]
+pub(super) struct FakeImages(pub(super) Arc<Mutex<ImagesState>>);
+
+#[derive(Default)]
+pub(super) struct ImagesState {
+    pub(super) here: HashMap<String, Image>,
+    /// How long a pull takes.
+    pub(super) takes: Duration,
+    /// The next answers, instead of an image.
+    pub(super) errors: VecDeque<ErrorBody>,
+    pub(super) panics: bool,
+    pub(super) pulls: Vec<(String, bool)>,
+    pub(super) at_once: usize,
+    pub(super) most_at_once: usize,
+}
+
+impl ImageSource for FakeImages {
+    fn ensure(
+        &self,
+        reference: &str,
+        force: bool,
+        _insecure: Vec<String>,
+        progress: mpsc::Sender<PullEvent>,
+    ) -> BoxFuture<'static, Result<Image, ErrorBody>> {
+        let (images, reference) = (self.clone(), reference.to_owned());
+        async move {
+            let (takes, error) = {
+                let mut state = images.0.lock().unwrap();
+                state.pulls.push((reference.clone(), force));
+                state.at_once += 1;
+                state.most_at_once = state.most_at_once.max(state.at_once);
+                (state.takes, state.errors.pop_front())
+            };
+            let total_bytes = 2 << 20;
+            let digest = "sha256:00".to_owned();
+            progress.send(PullEvent::Resolved { digest, layers: 2, total_bytes }).await.unwrap();
+            for (n, layer) in ["a", "b"].into_iter().enumerate() {
+                tokio::time::sleep(takes / 2).await;
+                let digest = layer.to_owned();
+                let (done_bytes, total_bytes) = (1 << 20, 1 << 20);
+                let event = PullEvent::Layer { digest, done_bytes, total_bytes, cached: n == 5 };
+                let _gone = progress.send(event).await;
+            }
+            let mut state = images.0.lock().unwrap();
+            state.at_once -= 1;
+            let panics = std::mem::take(&mut state.panics);
+            if panics {
+                drop(state);
+                panic!("a pull that panics, as this test wants it");
+            }
+            match error {
+                Some(error) => Err(error),
+                None => {
+                    state.here.insert(reference, image());
+                    Ok(image())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn lookup(&self, reference: &str) -> Option<Image> {
+        self.0.lock().unwrap().here.get(reference).cloned()
+    }
+}
+
+/// A project on a host: daemons come and go.
+pub(super) struct Project {
+    pub(super) dir: tempfile::TempDir,
+    pub(super) config_path: PathBuf,
+    /// What the file "says"; its real content does not matter.
+    pub(super) says: Arc<Mutex<Result<Config, String>>>,
+    pub(super) host: FakeHost,
+    pub(super) images: FakeImages,
+    pub(super) lines: Arc<Mutex<Vec<String>>>,
+    /// Announcing a worker in this phase panics, so many times.
+    pub(super) panics: Arc<Mutex<Vec<(String, Phase, u32)>>>,
+}
+
+pub(super) struct Daemon {
+    pub(super) root: ActorRef<SupervisorMsg>,
+    pub(super) handle: JoinHandle<()>,
+}
+
+pub(super) fn config(workers: &[WorkerConfig]) -> Config {
+    Config {
+        workers: workers.to_vec(),
+        insecure_registries: Vec::new(),
+        orphan_grace: Duration::from_secs(60),
+    }
+}
+
+pub(super) fn error(message: &str) -> ErrorBody {
+    ErrorBody { code: ErrorCode::Host, message: message.to_owned(), hint: None }
+}
+
+impl Project {
+    /// A project whose images are all here.
+    pub(super) fn new(workers: &[WorkerConfig]) -> Project {
+        let dir = tempfile::tempdir().unwrap();
+        let config_path = dir.path().join("config.yaml");
+        std::fs::write(&config_path, "workers: []\n").unwrap();
+        let images = FakeImages::default();
+        for name in ["a", "b", "c"] {
+            images.0.lock().unwrap().here.insert(format!("registry.test/{name}"), image());
+        }
+        Project {
+            dir,
+            config_path,
+            says: Arc::new(Mutex::new(Ok(config(workers)))),
+            host: FakeHost::default(),
+            images,
+            lines: Arc::default(),
+            panics: Arc::default(),
+        }
+    }
+
+    pub(super) fn named(names: &[&str]) -> Project {
+        Project::new(&names.iter().map(|name| worker_config(name)).collect::<Vec<_>>())
+    }
+
+    /// Changes what the file says; nothing reads it yet.
+    pub(super) fn edit(&self, edit: impl FnOnce(&mut Config)) {
+        let mut says = self.says.lock().unwrap();
+        let mut config = says.clone().unwrap_or_else(|_| config(&[]));
+        edit(&mut config);
+        *says = Ok(config);
+    }
+
+    pub(super) async fn daemon(&self) -> Daemon {
+        let (says, lines, config_lines, panics) =
+            (self.says.clone(), self.lines.clone(), self.lines.clone(), self.panics.clone());
+        let args = RootArgs {
+            config_path: self.config_path.clone(),
+            config: self.says.lock().unwrap().clone().unwrap(),
+            load: Arc::new(move |_| says.lock().unwrap().clone()),
+            home: Home::at(self.dir.path().join("home")),
+            launcher: Arc::new(self.host.clone()),
+            images: Arc::new(self.images.clone()),
+            host: HostLimits { cpus: 2, emulated: false },
+            announce: Arc::new(move |status: &WorkerStatus| {
+                let detail = status.detail.as_deref().map(|d| format!(" ({d})")).unwrap_or_default();
+                lines.lock().unwrap().push(format!("{}: {}{detail}", status.name, status.phase));
+                let mut panics = panics.lock().unwrap();
+                let mut due = panics.iter_mut().filter(|(name, phase, left)| {
+                    *name == status.name && *phase == status.phase && *left > 0
+                });
+                if let Some((_, _, left)) = due.next() {
+                    *left -= 1;
+                    drop(panics);
+                    panic!("an announcement that panics, as this test wants it");
+                }
+            }),
+            announce_config: Arc::new(move |result| {
+                config_lines.lock().unwrap().push(format!("config: {result:?}"));
+            }),
+        };
+        let (root, handle) = start(args).await.unwrap();
+        Daemon { root, handle }
+    }
+
+    pub(super) fn panic_at(&self, worker: &str, phase: Phase, times: u32) {
+        let mut panics = self.panics.lock().unwrap();
+        panics.retain(|(name, at, _)| (name.as_str(), *at) != (worker, phase));
+        panics.push((worker.to_owned(), phase, times));
+    }
+}
+
+impl Daemon {
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(RpcReplyPort<T>) -> SupervisorMsg,
+    ) -> T {
+        let (sender, receiver) = oneshot::channel();
+        self.root.cast(message(sender.into())).unwrap();
+        timeout(LONG, receiver).await.expect("an answer in time").expect("an answer")
+    }
+
+    pub(super) async fn list(&self) -> WorkerList {
+        self.ask(|reply| SupervisorMsg::List { reply }).await
+    }
+
+    pub(super) async fn view(&self, name: &str) -> WorkerView {
+        let name = name.to_owned();
+        self.ask(|reply| SupervisorMsg::View { name, reply }).await.unwrap()
+    }
+
+    pub(super) async fn start(&self, name: &str) -> Result<WorkerStatus, ErrorBody> {
+        let name = name.to_owned();
+        self.ask(|reply| SupervisorMsg::Start { name, reply }).await
+    }
+
+    pub(super) async fn stop(&self, name: &str, grace_ms: Option<u64>) -> Result<WorkerStatus, ErrorBody> {
+        let name = name.to_owned();
+        self.ask(|reply| SupervisorMsg::Stop { name, grace_ms, reply }).await
+    }
+
+    pub(super) async fn restart(&self, name: &str) -> Result<WorkerStatus, ErrorBody> {
+        let name = name.to_owned();
+        self.ask(|reply| SupervisorMsg::Restart { name, grace_ms: None, reply }).await
+    }
+
+    pub(super) async fn reload(&self) -> Result<ReloadReply, ErrorBody> {
+        self.ask(|reply| SupervisorMsg::Reload { reply }).await
+    }
+
+    pub(super) async fn until(&self, name: &str, is: impl Fn(&WorkerStatus) -> bool) -> WorkerStatus {
+        until(&mut self.view(name).await.status, is).await
+    }
+
+    pub(super) async fn until_phase(&self, name: &str, phase: Phase) -> WorkerStatus {
+        self.until(name, |status| status.phase == phase).await
+    }
+
+    /// The daemon is killed: no actor gets to say anything.
+    pub(super) async fn kill(self) {
+        self.root.kill();
+        self.handle.await.unwrap();
+    }
+
+    pub(super) async fn shut_down(self) {
+        self.root.cast(SupervisorMsg::Shutdown { force: false }).unwrap();
+        timeout(LONG, self.handle).await.expect("an end in time").unwrap();
+    }
+}
+
+pub(super) async fn until(
+    status: &mut watch::Receiver<WorkerStatus>,
+    is: impl Fn(&WorkerStatus) -> bool,
+) -> WorkerStatus {
+    let shown = status.clone();
+    match timeout(LONG, status.wait_for(is)).await {
+        Ok(status) => status.expect("the worker is still there").clone(),
+        Err(_) => panic!("it stays at {:?}", *shown.borrow()),
+    }
+}
+
+/// Waits for something that no channel tells; time is paused, so this costs none.
+pub(super) async fn eventually(what: &str, is: impl Fn() -> bool) {
+    let until = Instant::now() + LONG;
+    while !is() {
+        assert!(Instant::now() < until, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,280 @@
+//! From an image and a config entry to a machine: pure.
+
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, ErrorCode, Resources};
+use iii_protocol::guest::ProcessPlan;
+use nix::sys::signal::Signal;
+
+use crate::config::schema::{Source, WorkerConfig};
+use crate::image::types::{Image, ImageConfig};
+use crate::vm::spec::MachineSpec;
+
+/// `PATH` of a workload whose image and config set none, as other OCI runtimes have it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long a boot may take when config.yaml does not say.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where the processor is emulated and everything takes many times longer.
+pub const BOOT_TIMEOUT_EMULATED: Duration = Duration::from_secs(120);
+/// SIGRTMIN and SIGRTMAX as glibc guests and other OCI runtimes number them.
+const RT_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
+
+/// What of this host bounds a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLimits {
+    /// CPUs this process may use.
+    pub cpus: u8,
+    /// Whether the processor is emulated.
+    pub emulated: bool,
+}
+
+/// What a spec needs besides the worker's entry and the image.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// The worker's start counter.
+    pub generation: u64,
+    /// Bounds of the host.
+    pub host: HostLimits,
+    /// How long the machine outlives its daemon.
+    pub orphan_grace: Duration,
+}
+
+/// The reference of a worker that can be run, or why this one cannot be, whatever is tried.
+pub fn image_of(config: &WorkerConfig) -> Result<&str, ErrorBody> {
+    let unsupported = |message: &str, hint: String| ErrorBody {
+        code: ErrorCode::BadConfig,
+        message: message.to_owned(),
+        hint: Some(hint),
+    };
+    let name = &config.name;
+    let image = match &config.source {
+        Source::Oci { image } => image,
+        Source::Local { .. } => {
+            return Err(unsupported(
+                "local projects are not supported by this version",
+                format!("give worker `{name}` an `image:` instead of `worker_path:`"),
+            ));
+        }
+        Source::None => {
+            return Err(unsupported(
+                &format!("worker `{name}` has neither `image:` nor `worker_path:`"),
+                format!("add `image: <reference>` to worker `{name}` in the configuration"),
+            ));
+        }
+    };
+    config.env.as_ref().map_err(Clone::clone)?;
+    Ok(image)
+}
+
+/// Decides everything about the machine of one start.
+pub fn machine_spec(
+    config: &WorkerConfig,
+    image: &Image,
+    around: Circumstances,
+) -> Result<MachineSpec, ErrorBody> {
+    image_of(config)?;
+    let own_env = config.env.as_ref().map_err(Clone::clone)?;
+    let boot_timeout = config.boot_timeout.unwrap_or(match around.host.emulated {
+        true => BOOT_TIMEOUT_EMULATED,
+        false => BOOT_TIMEOUT,
+    });
+    Ok(MachineSpec {
+        worker: config.name.clone(),
+        generation: around.generation,
+        resources: Resources {
+            cpus: config.resources.cpus.clamp(1, around.host.cpus.max(1)),
+            ..config.resources
+        },
+        root_disk: image.root_disk.clone(),
+        process: ProcessPlan {
+            argv: argv(&image.config),
+            env: environment(&image.config.env, own_env, &config.name),
+            cwd: match image.config.working_dir.as_str() {
+                "" => "/".to_owned(),
+                dir => dir.to_owned(),
+            },
+            user: image.config.user.clone(),
+        },
+        stop_signal: stop_signal(&image.config.stop_signal)?,
+        stop_timeout_ms: millis(config.stop_timeout),
+        boot_timeout_ms: millis(boot_timeout),
+        orphan_grace_ms: millis(around.orphan_grace),
+    })
+}
+
+/// Whole milliseconds, at the type's limit for absurdly long times.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Entrypoint ++ Cmd; a shell for an image that has neither.
+fn argv(image: &ImageConfig) -> Vec<String> {
+    let argv: Vec<String> = image.entrypoint.iter().chain(&image.cmd).cloned().collect();
+    if argv.is_empty() { vec!["/bin/sh".to_owned()] } else { argv }
+}
+
+/// The image's variables, then `config:`, then ours. A later value takes the place of an earlier one.
+fn environment(image: &[String], own: &[(String, String)], worker: &str) -> Vec<(String, String)> {
+    let image = image.iter().map(|entry| match entry.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (entry.clone(), String::new()),
+    });
+    let ours = [("III_ISOLATION", "libkrun"), ("III_WORKER_NAME", worker)];
+    let ours = ours.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let mut env: Vec<(String, String)> = Vec::new();
+    for (key, value) in image.chain(own.iter().cloned()).chain(ours) {
+        match env.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, old)) => *old = value,
+            None => env.push((key, value)),
+        }
+    }
+    if !env.iter().any(|(key, _)| key == "PATH") {
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    }
+    env
+}
+
+/// The number of an image's `StopSignal`: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`; empty is SIGTERM.
+pub fn stop_signal(declared: &str) -> Result<i32, ErrorBody> {
+    let unknown = || ErrorBody {
+        code: ErrorCode::Image,
+        message: format!("the image declares the stop signal `{declared}`, which is no signal"),
+        hint: Some("correct STOPSIGNAL in the image's build file and build it again".to_owned()),
+    };
+    let word = declared.trim();
+    if word.is_empty() {
+        return Ok(Signal::SIGTERM as i32);
+    }
+    if let Ok(number) = word.parse::<i32>() {
+        return Some(number).filter(|n| (1..=*RT_SIGNALS.end()).contains(n)).ok_or_else(unknown);
+    }
+    let upper = word.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let real_time = |from: i32, sign: i32, rest: &str| -> Option<i32> {
+        let offset = match rest {
+            "" => 0,
+            _ => rest.strip_prefix(if sign > 0 { '+' } else { '-' })?.parse::<i32>().ok()?,
+        };
+        from.checked_add(sign * offset).filter(|n| offset >= 0 && RT_SIGNALS.contains(n))
+    };
+    if let Some(rest) = bare.strip_prefix("RTMIN") {
+        return real_time(*RT_SIGNALS.start(), 1, rest).ok_or_else(unknown);
+    }
+    if let Some(rest) = bare.strip_prefix("RTMAX") {
+        return real_time(*RT_SIGNALS.end(), -1, rest).ok_or_else(unknown);
+    }
+    format!("SIG{bare}").parse::<Signal>().map(|signal| signal as i32).map_err(|_| unknown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::worker::tests::{image, worker_config};
+
+    fn around() -> Circumstances {
+        Circumstances {
+            generation: 3,
+            host: HostLimits { cpus: 4, emulated: false },
+            orphan_grace: Duration::from_secs(60),
+        }
+    }
+
+    fn with_image(change: impl FnOnce(&mut ImageConfig)) -> MachineSpec {
+        let mut image = image();
+        change(&mut image.config);
+        machine_spec(&worker_config("w"), &image, around()).unwrap()
+    }
+
+    #[test]
+    fn the_command_is_entrypoint_then_cmd_or_a_shell() {
+        let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let argv = |entrypoint: &[&str], cmd: &[&str]| {
+            let spec = with_image(|c| {
+                c.entrypoint = words(entrypoint);
+                c.cmd = words(cmd);
+            });
+            spec.process.argv.join(" ")
+        };
+        assert_eq!(argv(&["/bin/e", "-x"], &["a", "b"]), "/bin/e -x a b");
+        assert_eq!(argv(&[], &["a"]), "a");
+        assert_eq!(argv(&[], &[]), "/bin/sh");
+    }
+
+    #[test]
+    fn config_wins_over_the_image_and_ours_wins_over_both() {
+        let mut config = worker_config("w");
+        config.env = Ok(vec![("B".into(), "own".into()), ("III_WORKER_NAME".into(), "liar".into())]);
+        let mut image = image();
+        image.config.env = vec!["A=1".into(), "B=2".into(), "EMPTY".into(), "A=x=y".into()];
+        let spec = machine_spec(&config, &image, around()).unwrap();
+        let env: Vec<String> = spec.process.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let path = format!("PATH={DEFAULT_PATH}");
+        assert_eq!(env, ["A=x=y", "B=own", "EMPTY=", "III_WORKER_NAME=w", "III_ISOLATION=libkrun", &path]);
+    }
+
+    #[test]
+    fn a_path_of_the_image_is_kept() {
+        let spec = with_image(|c| c.env = vec!["PATH=/x".into()]);
+        assert!(spec.process.env.contains(&("PATH".into(), "/x".into())));
+    }
+
+    #[test]
+    fn vcpus_are_bounded_by_the_host() {
+        let mut config = worker_config("w");
+        config.resources.cpus = 64;
+        assert_eq!(machine_spec(&config, &image(), around()).unwrap().resources.cpus, 4);
+        config.resources.cpus = 0;
+        assert_eq!(machine_spec(&config, &image(), around()).unwrap().resources.cpus, 1);
+    }
+
+    #[test]
+    fn an_emulated_host_gets_more_time_to_boot_unless_the_user_said() {
+        let mut slow = around();
+        slow.host.emulated = true;
+        let mut config = worker_config("w");
+        let boot =
+            |config: &WorkerConfig, around| machine_spec(config, &image(), around).unwrap().boot_timeout_ms;
+        assert_eq!(boot(&config, around()), 30_000);
+        assert_eq!(boot(&config, slow), 120_000);
+        config.boot_timeout = Some(Duration::from_secs(5));
+        assert_eq!(boot(&config, slow), 5_000);
+    }
+
+    #[test]
+    fn stop_signals_are_known_by_name_and_number() {
+        let cases = [
+            ("", Some(15)),
+            ("SIGQUIT", Some(3)),
+            ("quit", Some(3)),
+            ("3", Some(3)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMIN", Some(34)),
+            ("SIGRTMAX-1", Some(63)),
+            ("SIGRTMIN+31", None),
+            ("SIGRTMIN-1", None),
+            ("SIGRTMIN+-1", None),
+            ("0", None),
+            ("65", None),
+            ("SIGNONSENSE", None),
+        ];
+        for (word, number) in cases {
+            assert_eq!(stop_signal(word).ok(), number, "{word}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_run_says_why() {
+        let mut config = worker_config("w");
+        config.source = Source::Local { path: "/p".into() };
+        assert_eq!(
+            image_of(&config).unwrap_err().message,
+            "local projects are not supported by this version"
+        );
+        config.source = Source::None;
+        assert!(image_of(&config).unwrap_err().message.contains("neither"));
+        let unset = ErrorBody { code: ErrorCode::BadConfig, message: "FOO is not set".into(), hint: None };
+        config = worker_config("w");
+        config.env = Err(unset.clone());
+        assert_eq!(image_of(&config), Err(unset));
+    }
+}

@@ -1,0 +1,202 @@
+//! What a worker's actor has done for it outside of its handlers. Every task ends with exactly one
+//! answer to the actor, also when what it calls panics or hangs.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iii_protocol::api::{ErrorBody, ErrorCode, PullEvent};
+use iii_protocol::shim::ShimStatus;
+use ractor::ActorRef;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::actor::{Claimed, Kit, Left, Surroundings, WorkerMsg};
+use super::board::PROGRESS_INTERVAL;
+use super::durable::StateError;
+use super::state::{Failure, Remedy};
+use crate::actors::image_puller::{PROGRESS_QUEUE, PullerMsg, Waiter};
+use crate::actors::progress::Progress;
+use crate::image::types::Image;
+use crate::vm::launcher::{Adoption, Launcher, Machine};
+use crate::vm::spec::MachineSpec;
+
+/// How long the launcher may take to find a machine and to hear from it.
+pub(super) const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the launcher may take to start a shim; the scratch disk is made in this time.
+pub(super) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs `work` to its end; a panic in it becomes an error.
+async fn guarded<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ErrorBody>> + Send + 'static,
+) -> Result<T, ErrorBody> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(join) => Err(internal(&format!("a task ended abnormally: {join}"))),
+    }
+}
+
+fn internal(message: &str) -> ErrorBody {
+    ErrorBody {
+        code: ErrorCode::Internal,
+        message: message.to_owned(),
+        hint: Some("this is a defect of iii; its log has more".to_owned()),
+    }
+}
+
+fn too_slow(what: &str, limit: Duration) -> ErrorBody {
+    ErrorBody {
+        code: ErrorCode::Host,
+        message: format!("{what} took longer than {} s", limit.as_secs()),
+        hint: Some("look at the host's load and disks".to_owned()),
+    }
+}
+
+/// Reads the worker's record and takes over what an earlier daemon left.
+pub(super) async fn claim(
+    worker: String,
+    reference: Option<String>,
+    kit: Kit,
+    around: Surroundings,
+) -> Result<Claimed, Failure> {
+    // An earlier actor's launch may still be under way; its machine is found only when it is through.
+    let _gate = kit.gate.clone().lock_owned().await;
+    let record = kit.store.load().await.map_err(|error| Failure {
+        what: "state",
+        error: ErrorBody::from(&error),
+        remedy: match error {
+            StateError::Foreign { .. } => Remedy::None,
+            StateError::Path(_) => Remedy::Retry,
+        },
+    })?;
+    let (launcher, ring) = (around.launcher.clone(), kit.ring.clone());
+    let adopt = guarded(async move {
+        match launcher.adopt(&worker, ring).await? {
+            Adoption::Nothing => Ok(Left::Nothing),
+            Adoption::Ended(exit) => Ok(Left::Ended(exit)),
+            Adoption::Running(mut machine) => match machine.events.recv().await {
+                Some(status) => Ok(Left::Running { status, machine, image: None }),
+                None => Err(internal("a running machine was found, but its shim does not answer")),
+            },
+        }
+    });
+    let left = match timeout(CLAIM_TIMEOUT, adopt).await {
+        Ok(result) => result,
+        Err(_) => Err(too_slow("looking for a running machine", CLAIM_TIMEOUT)),
+    };
+    let left = left.map_err(|error| Failure { what: "adopt", error, remedy: Remedy::Retry })?;
+    let left = match (left, reference) {
+        (Left::Running { status, machine, .. }, Some(reference)) => {
+            let image = lookup(&around, &reference).await.map(|image| (reference, image));
+            Left::Running { status, machine, image }
+        }
+        (left, _) => left,
+    };
+    Ok(Claimed { record, left })
+}
+
+async fn lookup(around: &Surroundings, reference: &str) -> Option<Image> {
+    let (images, reference) = (around.images.clone(), reference.to_owned());
+    match tokio::task::spawn_blocking(move || images.lookup(&reference)).await {
+        Ok(image) => image,
+        Err(join) => {
+            tracing::error!("looking for an image ended abnormally: {join}");
+            None
+        }
+    }
+}
+
+/// Gets the image of `reference`; the puller is asked only for one that is not here.
+pub(super) async fn image(
+    reference: String,
+    around: Surroundings,
+    progress: impl Fn(String) + Send,
+) -> Result<Image, Failure> {
+    if let Some(image) = lookup(&around, &reference).await {
+        return Ok(image);
+    }
+    let failure = |error: ErrorBody| {
+        let remedy = match error.code {
+            ErrorCode::BadRequest | ErrorCode::BadConfig => Remedy::None,
+            ErrorCode::NotFound
+            | ErrorCode::Conflict
+            | ErrorCode::Image
+            | ErrorCode::Host
+            | ErrorCode::ShuttingDown
+            | ErrorCode::Internal => Remedy::Retry,
+        };
+        Failure { what: "image", error, remedy }
+    };
+    let gone = || failure(internal("the image puller failed"));
+    let (events, mut seen) = mpsc::channel(PROGRESS_QUEUE);
+    let (image, mut answer) = oneshot::channel();
+    let request = PullerMsg::Pull {
+        reference: reference.clone(),
+        force: false,
+        insecure: around.settings.borrow().insecure_registries.clone(),
+        waiter: Waiter { events, image: Some(image) },
+    };
+    let puller = around.puller.borrow().clone().ok_or_else(gone)?;
+    puller.cast(request).map_err(|_| gone())?;
+
+    let mut shown = Progress::new(&reference);
+    let mut last: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            result = &mut answer => return result.map_err(|_| gone())?.map_err(failure),
+            Some(event) = seen.recv() => {
+                let first_of_a_kind = matches!(event, PullEvent::Resolved { .. });
+                shown.note(&event);
+                let is_due = last.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
+                if is_due || first_of_a_kind {
+                    last = Some(Instant::now());
+                    progress(shown.to_string());
+                }
+            }
+        }
+    }
+}
+
+/// Launches a machine. It is not called off when the actor ends: the next actor waits at the gate and
+/// finds the machine.
+pub(super) async fn launch(
+    spec: MachineSpec,
+    kit: Kit,
+    launcher: Arc<dyn Launcher>,
+) -> Result<Machine, Failure> {
+    let _gate = kit.gate.clone().lock_owned().await;
+    let ring = kit.ring.clone();
+    let launch = guarded(async move { launcher.launch(spec, ring).await });
+    match timeout(LAUNCH_TIMEOUT, launch).await {
+        Ok(Ok(machine)) => Ok(machine),
+        Ok(Err(error)) => {
+            let remedy = match error.code {
+                ErrorCode::BadRequest | ErrorCode::BadConfig => Remedy::None,
+                ErrorCode::Conflict | ErrorCode::Internal => Remedy::Reclaim,
+                ErrorCode::NotFound | ErrorCode::Image | ErrorCode::Host | ErrorCode::ShuttingDown => {
+                    Remedy::Retry
+                }
+            };
+            Err(Failure { what: "launch", error, remedy })
+        }
+        Err(_) => {
+            let error = too_slow("launching the machine", LAUNCH_TIMEOUT);
+            Err(Failure { what: "launch", error, remedy: Remedy::Reclaim })
+        }
+    }
+}
+
+/// Hands a machine's events to its actor, and the end of them.
+pub(super) async fn relay(
+    generation: u64,
+    mut events: mpsc::Receiver<ShimStatus>,
+    actor: ActorRef<WorkerMsg>,
+) {
+    while let Some(status) = events.recv().await {
+        if actor.cast(WorkerMsg::Machine { generation, status }).is_err() {
+            return;
+        }
+    }
+    // An actor that is gone has a successor, which adopts the machine anew.
+    let _gone = actor.cast(WorkerMsg::MachineLost { generation });
+}
