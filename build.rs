@@ -58,9 +58,8 @@ fn is_of_the_outer_build(name: &str) -> bool {
         "CARGO_TERM_",
         "CARGO_ALIAS_",
     ];
-    const GONE: [&str; 15] = [
+    const GONE: [&str; 14] = [
         "CARGO",
-        "DEP_",
         "RUSTFLAGS",
         "RUSTDOCFLAGS",
         "RUSTC",
@@ -79,7 +78,7 @@ fn is_of_the_outer_build(name: &str) -> bool {
         return false;
     }
     // Families by their prefix, single variables by their whole name.
-    GONE.iter().any(|gone| name == *gone)
+    GONE.contains(&name)
         || ["CARGO_", "DEP_", "RUSTC_", "RUSTDOC_"].iter().any(|family| name.starts_with(family))
 }
 

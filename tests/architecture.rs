@@ -20,10 +20,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Files that may hold `unsafe`, each for a reason its own head gives.
-const MAY_BE_UNSAFE: &[&str] = &["src/vm/krun.rs"];
+const MAY_BE_UNSAFE: &[&str] = &["src/vm/krun.rs", "crates/agent/src/sys.rs"];
 
 /// Lines of code (tests apart) after which a file has to be split.
-const MAX_LINES: usize = 520;
+const MAX_LINES: usize = 550;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

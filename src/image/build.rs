@@ -69,7 +69,7 @@ pub struct Layer<'a> {
     /// How `reader`'s bytes are packed.
     pub compression: Compression,
     /// `sha256:<hex>` of the unpacked tar stream, as the image config's `rootfs.diff_ids` names it; checked
-    /// when given.
+    /// when given. No other algorithm is known here.
     pub diff_id: Option<String>,
     /// The bytes as pulled.
     pub reader: Box<dyn Read + Send + 'a>,
@@ -174,6 +174,7 @@ pub fn build_root_disk<'a>(
     let mut usage = Usage::new(limits);
     let mut tree = Tree::new(limits);
     let mut data = DataWriter::new(out, limits);
+    let mut last = 0;
     for (index, layer) in layers.into_iter().enumerate() {
         let layer = layer.map_err(|source| BuildError::Read { layer: index, source })?;
         if index >= limits.layers {
@@ -183,10 +184,11 @@ pub fn build_root_disk<'a>(
                 hit: LimitHit { limit: "layers", at_most: limits.layers as u64 },
             });
         }
+        last = index;
         tree.begin_layer(index as u32);
         apply_layer(index, layer, &mut tree, &mut data, &mut usage, progress)?;
     }
-    erofs::finish(&tree, data).map_err(|fault| BuildError::new(0, Vec::new(), fault))
+    erofs::finish(&tree, data).map_err(|fault| BuildError::new(last, Vec::new(), fault))
 }
 
 /// Streams one layer into the tree and checks that it was the right one.

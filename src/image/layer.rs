@@ -110,7 +110,7 @@ fn apply_entry<S: Source>(
     erofs::check_xattrs(&meta.xattrs)?;
     let Some((&name, parents)) = path.split_last() else {
         return match entry.kind {
-            EntryKind::Folder => Ok(tree.set_root(meta)?),
+            EntryKind::Folder => tree.set_root(meta),
             _ => Err(Problem::RootNotFolder.into()),
         };
     };
@@ -131,12 +131,12 @@ fn apply_entry<S: Source>(
     }
     let folder = tree.make_folders(parents)?;
     let kind = match entry.kind {
-        EntryKind::Folder => return Ok(tree.place_folder(folder, name, meta)?),
+        EntryKind::Folder => return tree.place_folder(folder, name, meta),
         EntryKind::HardLink => {
             let target = components(&entry.link, tree.limits())?;
             let missing = || Problem::LinkTargetMissing(EntryPath(entry.link.clone())).into();
             let target = tree.link_target(&target).map_err(|fault| fault.unwrap_or_else(missing))?;
-            return Ok(tree.link(folder, name, target)?);
+            return tree.link(folder, name, target);
         }
         EntryKind::Symlink => {
             if entry.link.contains(&0) {
@@ -164,7 +164,7 @@ fn apply_entry<S: Source>(
             Kind::File(body.finish())
         }
     };
-    Ok(tree.place(folder, name, meta, kind)?)
+    tree.place(folder, name, meta, kind)
 }
 
 /// Moves `length` bytes of the entry's body to `offset` of the file.

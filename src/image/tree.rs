@@ -259,3 +259,44 @@ fn count(counter: &mut u64, more: u64, limit: &'static str, at_most: u64) -> Res
     *counter = counter.saturating_add(more);
     if *counter > at_most { Err(LimitHit { limit, at_most }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_through_symbolic_links_ends_inside_the_tree() {
+        let mut tree = Tree::new(&Limits::default());
+        let usr = tree.make_folders(&[b"usr"]).unwrap();
+        let bin = tree.make_folders(&[b"usr", b"bin"]).unwrap();
+        for (name, target, end) in [
+            ("plain", "usr/bin", Some(bin)),
+            ("absolute", "/usr//bin/.", Some(bin)),
+            ("climbing", "../../../usr/bin/..", Some(usr)),
+            ("chained", "plain/../bin", Some(bin)),
+            ("root", "/", Some(ROOT)),
+            ("dangling", "usr/missing", None),
+        ] {
+            let target = Kind::Symlink(target.as_bytes().into());
+            tree.place(ROOT, name.as_bytes(), Meta::default(), target).unwrap();
+            assert_eq!(tree.folder(&[name.as_bytes()], Missing::Stop).unwrap(), end, "{name}");
+        }
+        let made = tree.folder(&[b"dangling", b"x"], Missing::Make).unwrap();
+        assert_eq!(tree.folder(&[b"usr", b"missing", b"x"], Missing::Stop).unwrap(), made);
+    }
+
+    #[test]
+    fn a_folder_is_searched_once_a_layer_for_what_to_hide() {
+        let mut tree = Tree::new(&Limits::default());
+        let folder = tree.make_folders(&[b"d"]).unwrap();
+        tree.place(folder, b"old", Meta::default(), Kind::Fifo).unwrap();
+        tree.begin_layer(1);
+        tree.hide_content(folder);
+        tree.place(folder, b"new", Meta::default(), Kind::Fifo).unwrap();
+        tree.hide_content(folder);
+        assert_eq!(tree.names(folder).keys().collect::<Vec<_>>(), [&Box::from(&b"new"[..])]);
+        tree.begin_layer(2);
+        tree.hide_content(folder);
+        assert!(tree.names(folder).is_empty());
+    }
+}

@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn the_agent_is_small() {
-        // It stays in the memory of every machine's VMM.
-        assert!(AGENT.len() < 1024 * 1024, "{} bytes", AGENT.len());
+        // It stays in the memory of every machine's VMM. The static C library alone is 0.9 MiB of it.
+        assert!(AGENT.len() < 3 * 512 * 1024, "{} bytes", AGENT.len());
     }
 }

@@ -151,7 +151,7 @@ fn each_limit_is_kept_and_named() {
     }
     let two = [layer([]), layer([])];
     let error = try_build(&two, &Limits { layers: 1, ..default() }).err().unwrap();
-    assert_eq!(error.to_string(), "layer 2: more than the 1 that are allowed as layers");
+    assert_eq!(error.to_string(), "layer 2: over the limit `layers` of 1");
 }
 
 #[test]
@@ -176,6 +176,14 @@ fn a_thousand_whiteouts_of_a_large_folder_take_no_longer_than_one() {
     upper.extend((0..5000).map(|_| file("d/.wh..wh..opq", "")));
     let disk = try_build(&[lower, layer(upper)], &Limits::default()).unwrap();
     assert_eq!(disk.built.entries, 20_002);
+}
+
+#[test]
+fn the_deepest_allowed_folders_can_be_hidden_again() {
+    let deepest = "d/".repeat(usize::from(Limits::default().path_depth));
+    let disk = crate::disk::build(&[layer([folder(&deepest)]), layer([file(".wh.d", ""), file("x", "")])]);
+    assert_eq!(disk.built.entries, 2);
+    assert!(refusal([folder(deepest + "d")]).contains("path_depth"));
 }
 
 #[test]

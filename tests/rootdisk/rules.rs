@@ -159,8 +159,9 @@ fn a_symbolic_link_cannot_lead_out_of_the_root_and_missing_folders_behind_it_are
 
 #[test]
 fn missing_folders_belong_to_root_with_mode_0755() {
-    let nodes = nodes_of(&[layer([file("a/b/c", "1").owner(5, 5)])]);
-    for path in ["a", "a/b"] {
+    let nodes =
+        nodes_of(&[layer([file("a/b/c", "1").owner(5, 5), folder("s").mode(0o2770), file("s/d/x", "")])]);
+    for path in ["a", "a/b", "s/d"] {
         let node = at(&nodes, path);
         assert_eq!((node.mode, node.uid, node.gid, node.mtime), (0o040_755, 0, 0, (0, 0)));
     }

@@ -69,7 +69,11 @@ pub(crate) fn run(platform: &mut dyn Platform) -> Result<(), AgentError> {
     let mut machine = Machine { platform, link, events, sender, reaper };
     let exit = match prepared.and_then(|()| machine.boot(plan)) {
         Ok(workload) => machine.supervise(workload),
-        Err(error) => Exit { cause: error.into(), uptime_ms: 0 },
+        Err(error) => {
+            // A stage that could not be talked to may still be there.
+            machine.platform.kill_everything();
+            Exit { cause: error.into(), uptime_ms: 0 }
+        }
     };
     machine.last_word(&exit);
     Ok(())

@@ -83,7 +83,7 @@ impl fmt::Display for EntryPath {
 
 /// A limit that an image went over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more than the {at_most} that are allowed as {limit}")]
+#[error("over the limit `{limit}` of {at_most}")]
 pub struct LimitHit {
     /// The field of [`Limits`](super::Limits).
     pub limit: &'static str,

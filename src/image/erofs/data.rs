@@ -190,3 +190,60 @@ impl BodyWriter {
         self.body
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn bodies_written_in_any_pieces_are_in_their_place(
+            bodies in prop::collection::vec(
+                (prop::collection::vec((0..3_000usize, 1..30_000usize, 0..3u8), 0..6), 64..5000usize),
+                1..8,
+            ),
+        ) {
+            let file = tempfile::tempfile().unwrap();
+            let mut data = DataWriter::new(&file, &Limits::default());
+            let mut all = Vec::new();
+            for (pieces, inode_bytes) in bodies {
+                let size: usize = pieces.iter().map(|(gap, len, _)| gap + len).sum();
+                let mut whole = vec![0; size];
+                let mut body = data.begin(size as u64, inode_bytes).unwrap();
+                let mut at = 0;
+                for (gap, len, byte) in pieces {
+                    at += gap;
+                    whole[at..at + len].fill(byte);
+                    body.write(&mut data, at as u64, &whole[at..at + len]).unwrap();
+                    at += len;
+                }
+                all.push((body.finish(), whole));
+            }
+            data.flush().unwrap();
+            file.set_len(data.next_block() * BLOCK).unwrap();
+            for (body, whole) in all {
+                let mut read = vec![0; whole.len() - body.tail.len()];
+                file.read_exact_at(&mut read, u64::from(body.first_block) * BLOCK).unwrap();
+                read.extend_from_slice(&body.tail);
+                prop_assert!(read == whole);
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_become_holes() {
+        let file = tempfile::tempfile().unwrap();
+        let mut data = DataWriter::new(&file, &Limits::default());
+        let size = 8 << 20;
+        let mut body = data.begin(size, 64).unwrap();
+        body.write(&mut data, 0, &vec![0; size as usize]).unwrap();
+        data.flush().unwrap();
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+    }
+}

@@ -161,10 +161,10 @@ pub(crate) fn xattr_bytes(xattrs: &Xattrs) -> usize {
     if xattrs.is_empty() {
         return 0;
     }
-    let entry = |(name, value): (&Box<[u8]>, &Box<[u8]>)| {
-        (XATTR_ENTRY + split_xattr(name).1.len() + value.len()).next_multiple_of(4)
-    };
-    XATTR_HEADER + xattrs.iter().map(entry).sum::<usize>()
+    let entries = xattrs
+        .iter()
+        .map(|(name, value)| (XATTR_ENTRY + split_xattr(name).1.len() + value.len()).next_multiple_of(4));
+    XATTR_HEADER + entries.sum::<usize>()
 }
 
 /// Refuses attributes that the format has no room for.

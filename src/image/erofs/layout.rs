@@ -89,3 +89,33 @@ impl Packer {
         first * BLOCK
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn inodes_are_on_slots_apart_and_their_tails_within_a_block(
+            inodes in prop::collection::vec((64..9000usize, 0..4096usize), 1..200),
+        ) {
+            let block = BLOCK as usize;
+            let mut packer = Packer::new();
+            let mut taken = vec![(0, RESERVED as u64)];
+            for (core, tail) in inodes {
+                let core = core.next_multiple_of(4);
+                let tail = if core + tail > block { 0 } else { tail };
+                let at = packer.place(core, tail);
+                let end = at + (core + tail) as u64;
+                prop_assert_eq!(at % SLOT, 0);
+                prop_assert!(core + tail > block || at / BLOCK == (end - 1) / BLOCK);
+                prop_assert!(core <= block || at.is_multiple_of(BLOCK));
+                taken.push((at, end));
+            }
+            taken.sort_unstable();
+            prop_assert!(taken.is_sorted_by(|(_, end), (at, _)| end <= at));
+        }
+    }
+}

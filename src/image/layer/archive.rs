@@ -5,6 +5,8 @@
 //! in PAX. Where readers of tar disagree, this one does what Go's `archive/tar` does, because the tools that
 //! make and push images are written with it: what it skips or refuses is never part of an image.
 
+use std::io;
+
 use tar::{GnuExtSparseHeader, Header};
 
 use super::Fault;
@@ -107,7 +109,7 @@ impl<S: Source> Archive<S> {
                 return Ok(None);
             };
             self.place = header.path_bytes().into_owned();
-            let size = header.entry_size().map_err(|_| Problem::BadArchive("a size is not a number"))?;
+            let size = number(&header.as_old().size, header.entry_size())?;
             // The crate's own type takes the oldest flag, 0, for a file.
             match header.as_old().linkflag[0] {
                 // Global headers are comments (of `git archive`, say): image tools pass over them too.
@@ -243,20 +245,19 @@ impl<S: Source> Archive<S> {
         let kind = kind_of(header, &path)?;
         let stored = if kind == EntryKind::File { pax_size.unwrap_or(size) } else { 0 };
         self.set_body(stored);
-        let number =
-            |field: std::io::Result<u64>| field.map_err(|_| Problem::BadArchive("a field is not a number"));
-        let id = |pax: Option<u64>, field: fn(&Header) -> std::io::Result<u64>| {
-            let id = pax.map_or_else(|| number(field(header)), Ok)?;
+        let old = header.as_old();
+        let id = |pax: Option<u64>, raw: &[u8], parsed| {
+            let id = pax.map_or_else(|| number(raw, parsed), Ok)?;
             // The last one stands for "no id" in Linux.
             u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or(Problem::BadOwner(id))
         };
-        let (uid, gid) = (id(uid, Header::uid)?, id(gid, Header::gid)?);
+        let (uid, gid) = (id(uid, &old.uid, header.uid())?, id(gid, &old.gid, header.gid())?);
         let mtime = match mtime {
             Some(mtime) => mtime,
             // Base-256 times before the epoch come out of the crate as their two's complement.
-            None => (number(header.mtime())?.cast_signed(), 0),
+            None => (number(&old.mtime, header.mtime())?.cast_signed(), 0),
         };
-        let mode = number(header.mode().map(u64::from))? & 0o7777;
+        let mode = number(&old.mode, header.mode().map(u64::from))? & 0o7777;
         let (size, segments) = match kind {
             EntryKind::File => self.segments(header, stored, &sparse, &mut bytes, limit)?,
             _ => (0, Vec::new()),
@@ -380,9 +381,18 @@ impl<S: Source> Archive<S> {
     }
 }
 
+/// A header's number; a field left blank is 0.
+fn number(raw: &[u8], parsed: io::Result<u64>) -> Result<u64, Problem> {
+    match parsed {
+        Ok(number) => Ok(number),
+        Err(_) if raw.iter().all(|&byte| byte == 0 || byte == b' ') => Ok(0),
+        Err(_) => Err(Problem::BadArchive("a field is not a number")),
+    }
+}
+
 fn kind_of(header: &Header, path: &[u8]) -> Result<EntryKind, Problem> {
     let device = || -> Result<(u32, u32), Problem> {
-        let number = |field: std::io::Result<Option<u32>>| {
+        let number = |field: io::Result<Option<u32>>| {
             field.ok().flatten().ok_or(Problem::BadArchive("a device has no number"))
         };
         let (major, minor) = (number(header.device_major())?, number(header.device_minor())?);

@@ -168,3 +168,88 @@ fn a_disk_that_does_not_mount_says_which_and_what_to_do() {
     assert!(error.message.starts_with("/dev/vdb on /scratch as ext4: "), "{error}");
     assert!(error.hint.is_some());
 }
+
+/// The kernel, with memory in place of the disks (and of the host's own device folder).
+struct Rehearsal(Kernel);
+
+impl Syscalls for Rehearsal {
+    fn mount(&mut self, it: &Mount) -> io::Result<()> {
+        let mut it = it.clone();
+        if ["erofs", "ext4", "devtmpfs"].contains(&it.fstype) {
+            (it.fstype, it.data) = ("tmpfs", String::new());
+            let read_only = it.flags.contains(MsFlags::MS_RDONLY);
+            it.flags.remove(MsFlags::MS_RDONLY);
+            self.0.mount(&it)?;
+            if read_only {
+                image(Path::new(&it.target))?;
+            }
+            return Ok(());
+        }
+        self.0.mount(&it)
+    }
+    fn make_folder(&mut self, path: &str, mode: u32) -> io::Result<()> {
+        self.0.make_folder(path, mode)
+    }
+    fn make_folder_like(&mut self, path: &str, model: &str) -> io::Result<()> {
+        self.0.make_folder_like(path, model)
+    }
+    fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
+        self.0.link(path, to)
+    }
+    fn enter_top_of_root(&mut self) -> io::Result<()> {
+        self.0.enter_top_of_root()
+    }
+    fn switch_root(&mut self, path: &str) -> io::Result<()> {
+        self.0.switch_root(path)
+    }
+    fn is_folder(&self, path: &str) -> bool {
+        self.0.is_folder(path)
+    }
+    fn is_empty(&self, path: &str) -> bool {
+        self.0.is_empty(path)
+    }
+}
+
+/// An image with a private root folder, a service's folder in /run, and little else.
+fn image(at: &Path) -> io::Result<()> {
+    fs::set_permissions(at, fs::Permissions::from_mode(0o750))?;
+    fs::create_dir_all(at.join("run/service"))?;
+    chown(at.join("run/service"), Some(77), Some(78))?;
+    fs::write(at.join("hello"), "from the image")
+}
+
+#[test]
+fn the_kernel_accepts_the_whole_plan() {
+    // Root folder and mounts of a thread of its own: nothing of this is seen outside.
+    let rehearsal = std::thread::spawn(|| {
+        use nix::sched::{CloneFlags, unshare};
+        if unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).is_err() {
+            eprintln!("SKIPPED: mounting needs root");
+            return;
+        }
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private");
+        let mut sys = Rehearsal(Kernel);
+        private_root(&mut sys).expect("private root");
+        join_disks(&mut sys, "/dev/vda", "/dev/vdb").expect("disks");
+        enter_root(&mut sys).expect("root");
+
+        assert_eq!(fs::read_to_string("/hello").expect("the image's file"), "from the image");
+        assert_eq!(fs::metadata("/").expect("root").mode() & 0o7777, 0o750);
+        let service = fs::metadata("/run/service").expect("the image's folder in /run");
+        assert_eq!((service.uid(), service.gid()), (77, 78));
+        assert_eq!(fs::metadata("/run").expect("/run").mode() & 0o7777, 0o755);
+        assert_eq!(fs::metadata("/tmp").expect("/tmp").mode() & 0o7777, 0o1777);
+        for path in ["/hello", "/run/new", "/tmp/new", "/dev/shm/new"] {
+            fs::write(path, "changed").expect(path);
+        }
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("mounts");
+        let places: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        for place in ["/", "/run", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/tmp"] {
+            assert!(places.contains(&place), "{place} in {mounts}");
+        }
+        assert!(!mounts.contains("/scratch "), "{mounts}");
+        assert_eq!(fs::read_link("/dev/fd").expect("link"), Path::new("/proc/self/fd"));
+    });
+    rehearsal.join().expect("checks");
+}

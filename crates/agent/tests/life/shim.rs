@@ -15,10 +15,10 @@ use iii_protocol::guest::{
 use tempfile::TempDir;
 
 /// Far more than anything here takes; a test that hangs fails instead.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One agent and the socket to it.
-pub struct Shim {
+pub(crate) struct Shim {
     folder: TempDir,
     agent: Child,
     stream: Option<UnixStream>,
@@ -26,23 +26,23 @@ pub struct Shim {
 
 /// All that an agent said from Started on.
 #[derive(Debug)]
-pub struct Life {
-    pub started: Option<Started>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
+pub(crate) struct Life {
+    pub(crate) started: Option<Started>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
     /// Kind, time and bytes of each output frame, in order.
-    pub frames: Vec<(u8, u64, Vec<u8>)>,
-    pub exit: Exit,
+    pub(crate) frames: Vec<(u8, u64, Vec<u8>)>,
+    pub(crate) exit: Exit,
 }
 
 impl Life {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// `what` and message of a workload that was never running.
     #[track_caller]
-    pub fn could_not_start(&self) -> (&str, &str, &str) {
+    pub(crate) fn could_not_start(&self) -> (&str, &str, &str) {
         assert!(self.started.is_none(), "{self:?}");
         match &self.exit.cause {
             ExitCause::CouldNotStart { what, message, hint } => {
@@ -53,7 +53,7 @@ impl Life {
     }
 }
 
-pub fn process(argv: &[&str]) -> ProcessPlan {
+pub(crate) fn process(argv: &[&str]) -> ProcessPlan {
     ProcessPlan {
         argv: argv.iter().map(|&word| word.to_owned()).collect(),
         env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())],
@@ -62,13 +62,13 @@ pub fn process(argv: &[&str]) -> ProcessPlan {
     }
 }
 
-pub fn sh(script: &str) -> ProcessPlan {
+pub(crate) fn sh(script: &str) -> ProcessPlan {
     process(&["sh", "-c", script])
 }
 
 impl Shim {
     /// Starts an agent and hears its Hello.
-    pub fn new() -> Shim {
+    pub(crate) fn new() -> Shim {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("agent.sock");
         let listener = UnixListener::bind(&path).expect("socket");
@@ -87,37 +87,37 @@ impl Shim {
         Shim { folder, agent, stream: Some(stream) }
     }
 
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().expect("a path of ours").to_owned()
     }
 
-    pub fn stream(&mut self) -> &mut UnixStream {
+    pub(crate) fn stream(&mut self) -> &mut UnixStream {
         self.stream.as_mut().expect("the link is up")
     }
 
-    pub fn say<T: serde::Serialize>(&mut self, kind: u8, value: &T) {
+    pub(crate) fn say<T: serde::Serialize>(&mut self, kind: u8, value: &T) {
         let frame = Frame::json(kind, value);
         write_frame(self.stream(), frame.kind, &frame.payload).expect("the agent listens");
     }
 
-    pub fn plan(&mut self, workload: ProcessPlan) {
+    pub(crate) fn plan(&mut self, workload: ProcessPlan) {
         let root = RootPlan::Surroundings;
         self.say(KIND_PLAN, &BootPlan { version: VERSION, hostname: "test".into(), root, workload });
     }
 
-    pub fn stop(&mut self, signal: i32, grace_ms: u64) {
+    pub(crate) fn stop(&mut self, signal: i32, grace_ms: u64) {
         self.say(KIND_STOP, &Stop { signal, grace_ms });
     }
 
     /// The next frame, whatever it is.
     #[track_caller]
-    pub fn hear(&mut self) -> Frame {
+    pub(crate) fn hear(&mut self) -> Frame {
         read_frame(self.stream()).expect("reads").expect("the agent is there")
     }
 
     /// Waits for Started.
     #[track_caller]
-    pub fn hear_started(&mut self) -> Started {
+    pub(crate) fn hear_started(&mut self) -> Started {
         let frame = self.hear();
         assert_eq!(frame.kind, KIND_STARTED, "{}", String::from_utf8_lossy(&frame.payload));
         frame.parse().expect("Started")
@@ -125,7 +125,7 @@ impl Shim {
 
     /// Listens until the workload has written `marker` to its standard output.
     #[track_caller]
-    pub fn hear_output(&mut self, marker: &str) -> String {
+    pub(crate) fn hear_output(&mut self, marker: &str) -> String {
         let mut text = String::new();
         while !text.contains(marker) {
             let frame = self.hear();
@@ -137,7 +137,7 @@ impl Shim {
 
     /// Listens to the end, acknowledges it, and sees the agent leave with status 0.
     #[track_caller]
-    pub fn hear_all(mut self) -> Life {
+    pub(crate) fn hear_all(mut self) -> Life {
         let (mut started, mut stdout, mut stderr, mut frames) = (None, Vec::new(), Vec::new(), Vec::new());
         let exit = loop {
             let frame = self.hear();
@@ -163,12 +163,12 @@ impl Shim {
         Life { started, stdout, stderr, frames, exit }
     }
 
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.stream = None;
     }
 
     #[track_caller]
-    pub fn wait_for_agent(&mut self) -> ExitStatus {
+    pub(crate) fn wait_for_agent(&mut self) -> ExitStatus {
         let mut status = None;
         until("the agent has left", || {
             status = self.agent.try_wait().expect("status");
@@ -188,7 +188,7 @@ impl Drop for Shim {
 
 /// Runs one workload from Hello to the acknowledged Exit.
 #[track_caller]
-pub fn live(workload: ProcessPlan) -> Life {
+pub(crate) fn live(workload: ProcessPlan) -> Life {
     let mut shim = Shim::new();
     shim.plan(workload);
     shim.hear_all()
@@ -196,7 +196,7 @@ pub fn live(workload: ProcessPlan) -> Life {
 
 /// Asks again until it is so.
 #[track_caller]
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -205,7 +205,7 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Whether the process is there, and not a mere zombie of somebody else's.
-pub fn is_alive(pid: &str) -> bool {
+pub(crate) fn is_alive(pid: &str) -> bool {
     let pid = pid.trim();
     assert!(!pid.is_empty());
     let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
