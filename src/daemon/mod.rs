@@ -261,10 +261,9 @@ async fn supervise(
                 None => telling = false,
             },
             () = notice.as_mut(), if asked > 0 => {
-                if let Ok(list) = edge.call(|reply| SupervisorMsg::List { reply }).await {
-                    if let Some(line) = who_is_slow(&list) {
-                        printer.line(line);
-                    }
+                let list = edge.call(|reply| SupervisorMsg::List { reply }).await;
+                if let Some(line) = list.ok().as_ref().and_then(who_is_slow) {
+                    printer.line(line);
                 }
                 notice.as_mut().reset(tokio::time::Instant::now() + SLOW_NOTICE);
             }

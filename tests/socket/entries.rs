@@ -4,6 +4,7 @@ use std::fs;
 
 use iii::cli::args::{AddArgs, RemoveArgs};
 use iii::cli::commands;
+use iii::config::load;
 use iii::fsutil::LockFile;
 use iii_protocol::api::{ErrorBody, ErrorCode, Phase, PullEvent, PulledImage};
 use iii_protocol::exit::ExitCause;
@@ -51,7 +52,9 @@ async fn an_added_worker_is_pulled_written_and_waited_for() {
     let written = text(&project);
     assert!(written.starts_with(CONFIG), "{written}");
     assert!(written.contains("name: cache") && written.contains("image: redis:7"), "{written}");
-    assert!(written.contains("PRICE: 5$$") && !written.contains("PATH"), "{written}");
+    let config = load::load(&project.ctx.config).unwrap();
+    let env = config.workers[1].env.as_ref().unwrap();
+    assert_eq!(*env, [("PRICE".to_owned(), "5$".to_owned())], "{written}");
     assert_eq!(out.text(), "");
     assert!(err.text().ends_with("cache: added, running\n"), "{}", err.text());
     daemon.end().await;

@@ -46,9 +46,9 @@ async fn wait_until(
             Ok(None) => break Err(why_no_more(client, name).await),
             Err(e) => break Err(e.into()),
         };
-        progress.status(printer, &status);
         match judge(&status) {
-            Verdict::Pending => {}
+            // The other two are told by the answer itself.
+            Verdict::Pending => progress.status(printer, &status),
             Verdict::Done(how) => break Ok(how),
             Verdict::Failed(error) => break Err(error.into()),
         }

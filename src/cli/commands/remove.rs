@@ -90,21 +90,19 @@ async fn wait_gone(daemon: &Client, name: &str, printer: &mut Printer) -> Result
 async fn delete_files(ctx: &Context, name: &str, printer: &mut Printer) -> Result<(), Failure> {
     let run = ctx.home.machine_run(&ctx.project, name);
     let lock = run.join("lock");
-    if lock.exists() {
-        // The shim says its last words after the daemon has let go of it; it is bound to leave soon.
-        let waited = tokio::task::spawn_blocking(move || LockFile::acquire(&lock)).await;
-        let _lock = waited
-            .map_err(|e| Failure::failed(format!("waiting for the machine of `{name}` failed: {e}")))?
-            .map_err(|e| Failure::failed(e.to_string()))?;
-        delete(&run)?;
-    } else {
-        delete(&run)?;
-    }
-    if let Some((noted, _)) = noted(ctx, name).filter(|(noted, _)| noted.owner != ctx.config) {
-        if noted.owner.exists() {
-            printer.say(&format!("{name}: disk and logs belong to {} and stay", noted.owner.display()));
-            return Ok(());
-        }
+    // The shim says its last words after the daemon has let go of it; it is bound to leave soon.
+    let acquire = move || lock.exists().then(|| LockFile::acquire(&lock)).transpose();
+    let _lock = tokio::task::spawn_blocking(acquire)
+        .await
+        .map_err(|e| Failure::failed(format!("waiting for the machine of `{name}` failed: {e}")))?
+        .map_err(|e| Failure::failed(e.to_string()))?;
+    delete(&run)?;
+    if let Some((noted, _)) = noted(ctx, name)
+        && noted.owner != ctx.config
+        && noted.owner.exists()
+    {
+        printer.say(&format!("{name}: disk and logs belong to {} and stay", noted.owner.display()));
+        return Ok(());
     }
     delete(&ctx.home.managed(name))?;
     delete(&ctx.home.logs(name))
