@@ -19,8 +19,9 @@ const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done";
 fn kill_9_of_the_daemon_stops_no_worker_and_the_next_one_takes_over() {
     let bed = Bed::new();
     let count = bed.script_image("count", COUNT);
-    let flaky = bed
-        .script_image("flaky", "if [ -e /tmp/iii-once-$III_WORKER_NAME-$$ ]; then :; fi; sleep 0.3; exit 5");
+    let flaky = "mkdir -p /var/tmp; if [ -e $MARK ]; then exec sleep 1000; fi; touch $MARK; sync; exit 5";
+    let flaky = bed.script_image("flaky", flaky);
+    let mark = format!("/var/tmp/{}", bed.home().parent().unwrap().file_name().unwrap().to_str().unwrap());
     let count_name = "count";
     bed.configure(&[
         bed.entry(count_name, &count, &[]),

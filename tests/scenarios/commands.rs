@@ -23,7 +23,7 @@ fn usage_errors_exit_with_2() {
 #[test]
 fn a_reference_that_is_none_is_refused_before_anything_happens() {
     let bed = Bed::new();
-    for reference in ["UPPER/case", "a b", "x@sha256:123", ""] {
+    for reference in ["lower/UPPER", "a b", "x@sha256:123", ""] {
         let run = bed.iii(&["worker", "add", reference]);
         assert!(matches!(run.code, Some(1 | 2)), "{reference}: {run:?}");
         assert!(run.stderr.contains("error: "), "{}", run.stderr);
