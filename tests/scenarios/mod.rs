@@ -12,4 +12,5 @@ mod logs;
 mod reload;
 mod restart;
 
+#[allow(unused_imports, reason = "two tiers share it, and each uses a part")]
 pub use bed::{Bed, Tier, shell_layer};
