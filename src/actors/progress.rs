@@ -43,7 +43,7 @@ impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reference = &self.reference;
         if let Some(PullEvent::Building { done_bytes, total_bytes }) = self.building {
-            let percent = if total_bytes == 0 { 100 } else { done_bytes.saturating_mul(100) / total_bytes };
+            let percent = done_bytes.saturating_mul(100).checked_div(total_bytes).unwrap_or(100);
             return write!(f, "building the root disk of {reference}: {} %", percent.min(100));
         }
         let Some(PullEvent::Resolved { layers, total_bytes, .. }) = &self.resolved else {

@@ -8,7 +8,7 @@ use super::workers::{LEAVE, Presence};
 use super::{RootState, settings_of, shutting_down};
 use crate::actors::config_watcher::Reading;
 use crate::actors::messages::SupervisorMsg;
-use crate::actors::worker::actor::WorkerMsg;
+use crate::actors::worker::messages::WorkerMsg;
 use crate::actors::worker::state::Order;
 use crate::config::diff::{Change, diff};
 use crate::config::schema::{Config, WorkerConfig};

@@ -8,7 +8,7 @@ use ractor::ActorRef;
 use super::RootState;
 use super::workers::LEAVE;
 use crate::actors::messages::{Fact, FactKind, SupervisorMsg};
-use crate::actors::worker::actor::WorkerMsg;
+use crate::actors::worker::messages::WorkerMsg;
 use crate::actors::worker::state::{KILL_INTERVAL, STOP_MARGIN};
 
 /// Beyond the longest stop timeout: what the workers' own margin and one more kill take.

@@ -10,11 +10,10 @@ use tokio::time::Instant;
 use super::intensity::{self, Failures};
 use super::{RootState, helper_is_down, shutting_down};
 use crate::actors::messages::{Fact, FactKind, Helper, SupervisorMsg};
-use crate::actors::worker::actor::{
-    Kit, StatusReply, WorkerActor, WorkerArgs, WorkerMsg, policy_of, shown_as_failed,
-};
+use crate::actors::worker::actor::{WorkerActor, policy_of, shown_as_failed};
 use crate::actors::worker::board::{Board, first_status};
 use crate::actors::worker::durable::Store;
+use crate::actors::worker::messages::{Kit, StatusReply, WorkerArgs, WorkerMsg};
 use crate::actors::worker::state::{Moment, Order, Worker};
 use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::config::suggest::suggest;

@@ -1,193 +1,24 @@
 //! The actor around `step`: messages in, effects out. Its handlers never wait for anything outside.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, WorkerStatus};
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::board::{Board, Surface, status_of};
-use super::durable::{Record, Store};
-use super::plan::{self, Circumstances, HostLimits, millis};
+use super::messages::{Claimed, Left, StatusReply, WorkerArgs, WorkerMsg};
+use super::plan::{self, Circumstances, millis};
 use super::state::{Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker};
 use super::tasks;
-use crate::actors::image_puller::{ImageSource, PullerMsg};
 use crate::config::schema::WorkerConfig;
 use crate::image::types::Image;
-use crate::logs::LogRing;
-use crate::vm::launcher::{Launcher, Machine};
-
-/// The answer to a command: the status right after acceptance.
-pub type StatusReply = RpcReplyPort<Result<WorkerStatus, ErrorBody>>;
-
-/// Requests to a worker's actor, and what its tasks tell it.
-#[derive(Debug)]
-pub enum WorkerMsg {
-    /// Desired state: running.
-    Start {
-        /// Answered once the desired state is on disk.
-        reply: Option<StatusReply>,
-    },
-    /// Desired state: stopped.
-    Stop {
-        /// Instead of the configured one.
-        grace: Option<Duration>,
-        /// Answered once the desired state is on disk.
-        reply: StatusReply,
-    },
-    /// A new machine.
-    Restart {
-        /// Instead of the configured one.
-        grace: Option<Duration>,
-        /// Answered once the desired state is on disk.
-        reply: StatusReply,
-    },
-    /// Goes down and stays down, whatever the desired state; then the root is told.
-    Leave {
-        /// Instead of the configured one.
-        grace: Option<Duration>,
-    },
-    /// The entry in the configuration was edited.
-    Reconfigure {
-        /// As it is now.
-        config: Box<WorkerConfig>,
-        /// Whether what runs must be replaced.
-        restart: bool,
-        /// Told when the status shows it.
-        done: oneshot::Sender<()>,
-    },
-    /// The timer.
-    Tick,
-    /// The record was read and an earlier machine looked for.
-    Claimed(Box<Result<Claimed, Failure>>),
-    /// The image is on its way.
-    Progressed {
-        /// Of which start.
-        generation: u64,
-        /// For people.
-        detail: String,
-    },
-    /// The image is here, or never will be.
-    Imaged {
-        /// Of which start.
-        generation: u64,
-        /// What came of it.
-        result: Box<Result<Image, Failure>>,
-    },
-    /// The launcher is through.
-    Launched {
-        /// Of which start.
-        generation: u64,
-        /// What came of it.
-        result: Result<Machine, Failure>,
-    },
-    /// A machine's news.
-    Machine {
-        /// Which.
-        generation: u64,
-        /// What its shim says.
-        status: ShimStatus,
-    },
-    /// A machine's link ended; its last news came before.
-    MachineLost {
-        /// Which.
-        generation: u64,
-    },
-}
-
-/// What a claim found.
-#[derive(Debug)]
-pub struct Claimed {
-    /// The worker's durable part.
-    pub record: Record,
-    /// What an earlier daemon or actor left.
-    pub left: Left,
-}
-
-/// What an earlier daemon or actor left of a worker.
-#[derive(Debug)]
-pub enum Left {
-    /// Nothing.
-    Nothing,
-    /// It ended meanwhile.
-    Ended(ExitRecord),
-    /// It runs.
-    Running {
-        /// The shim's first word.
-        status: ShimStatus,
-        /// The machine; its first event is taken.
-        machine: Machine,
-        /// The image that the worker's reference means now, if it is here, and that reference.
-        image: Option<(String, Image)>,
-    },
-}
-
-/// What belongs to one worker and outlives its actor.
-#[derive(Debug, Clone)]
-pub struct Kit {
-    /// What others see.
-    pub board: Arc<Board>,
-    /// The newest output.
-    pub ring: Arc<LogRing>,
-    /// What outlives the daemon.
-    pub store: Arc<Store>,
-    /// Held during a claim and a launch, so that two actors of one worker cannot get two machines.
-    pub gate: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// What all workers share.
-#[derive(Clone)]
-pub struct Surroundings {
-    /// Brings machines up.
-    pub launcher: Arc<dyn Launcher>,
-    /// Where images come from.
-    pub images: Arc<dyn ImageSource>,
-    /// Bounds of the host.
-    pub host: HostLimits,
-    /// The part of the configuration that is not about one worker.
-    pub settings: watch::Receiver<Settings>,
-    /// The puller, while there is one.
-    pub puller: watch::Receiver<Option<ActorRef<PullerMsg>>>,
-}
-
-/// The part of the configuration that is not about one worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Registries spoken to over plain http.
-    pub insecure_registries: Vec<String>,
-    /// How long a machine outlives its daemon.
-    pub orphan_grace: Duration,
-}
-
-/// How a worker's actor is born.
-pub struct WorkerArgs {
-    /// The worker's entry.
-    pub config: WorkerConfig,
-    /// What to do once it is claimed.
-    pub order: Order,
-    /// What outlives this actor.
-    pub kit: Kit,
-    /// What all workers share.
-    pub around: Surroundings,
-    /// Called when nothing of the worker runs any more, after [`WorkerMsg::Leave`].
-    pub at_rest: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl fmt::Debug for WorkerArgs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkerArgs")
-            .field("config", &self.config.name)
-            .field("order", &self.order)
-            .finish_non_exhaustive()
-    }
-}
+use crate::vm::launcher::Machine;
 
 /// The actor.
 #[derive(Debug)]
@@ -209,25 +40,13 @@ struct Link {
     commands: mpsc::Sender<StopMachine>,
     running_since: Option<jiff::Timestamp>,
     /// Hands on the machine's events. An actor that is gone must not take the last word with it.
-    relay: AbortHandle,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.relay.abort();
-    }
+    _relay: AbortOnDropHandle<()>,
 }
 
 /// Dropping it, also by a panic of the actor, calls it off.
 struct Timer {
     due: Instant,
-    task: AbortHandle,
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Actor for WorkerActor {
@@ -319,7 +138,7 @@ impl WorkerState {
                         let wanted = self.wanted_hash(image);
                         self.take_link(myself, status.generation, machine);
                         self.note_news(status.generation, &status);
-                        Found::Running { status, wanted }
+                        Found::Running { status: *status, wanted }
                     }
                 };
                 Input::Claimed { record, found: Box::new(found) }
@@ -367,8 +186,8 @@ impl WorkerState {
 
     fn take_link(&mut self, myself: &ActorRef<WorkerMsg>, generation: u64, machine: Machine) {
         let Machine { commands, events } = machine;
-        let relay = tokio::spawn(tasks::relay(generation, events, myself.clone())).abort_handle();
-        self.links.push(Link { generation, commands, running_since: None, relay });
+        let relay = AbortOnDropHandle::new(tokio::spawn(tasks::relay(generation, events, myself.clone())));
+        self.links.push(Link { generation, commands, running_since: None, _relay: relay });
     }
 
     /// Keeps what the status shows of a machine and what its sudden end would need.
@@ -441,7 +260,14 @@ impl WorkerState {
                 });
             }
             Effect::End { generation, grace } => self.end(generation, grace),
-            Effect::AtRest => (self.args.at_rest)(),
+            Effect::AtRest => {
+                let (store, at_rest) = (self.args.kit.store.clone(), self.args.at_rest.clone());
+                tokio::spawn(async move {
+                    // Whoever comes after this worker finds its last state on disk.
+                    store.flushed().await;
+                    at_rest();
+                });
+            }
         }
     }
 
@@ -503,7 +329,7 @@ impl WorkerState {
                 tokio::time::sleep_until(due).await;
                 let _gone = actor.cast(WorkerMsg::Tick);
             });
-            Timer { due, task: task.abort_handle() }
+            Timer { due, _task: AbortOnDropHandle::new(task) }
         });
     }
 

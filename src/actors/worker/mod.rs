@@ -2,18 +2,17 @@
 //!
 //! `state` says where a worker can be, `step` (pure) how it moves, `restart` (pure) when it comes back,
 //! `plan` (pure) what its machine is made of, `durable` what outlives the daemon, `board` what others
-//! see of it. `actor` feeds `step` and performs its effects with the `tasks`; its handlers never wait.
+//! see of it, `messages` what it is told. `actor` feeds `step` and performs its effects with the `tasks`; its handlers never wait.
 
 pub mod actor;
 pub mod board;
 pub mod cause;
 pub mod durable;
+pub mod messages;
 pub mod plan;
 pub mod restart;
 pub mod state;
 mod step;
-#[cfg(test)]
-mod step_tests;
 mod tasks;
 #[cfg(test)]
 pub mod tests;

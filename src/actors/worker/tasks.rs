@@ -10,10 +10,11 @@ use iii_protocol::shim::ShimStatus;
 use ractor::ActorRef;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::actor::{Claimed, Kit, Left, Surroundings, WorkerMsg};
 use super::board::PROGRESS_INTERVAL;
 use super::durable::StateError;
+use super::messages::{Claimed, Kit, Left, Surroundings, WorkerMsg};
 use super::state::{Failure, Remedy};
 use crate::actors::image_puller::{PROGRESS_QUEUE, PullerMsg, Waiter};
 use crate::actors::progress::Progress;
@@ -26,11 +27,11 @@ pub(super) const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the launcher may take to start a shim; the scratch disk is made in this time.
 pub(super) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs `work` to its end; a panic in it becomes an error.
+/// Runs `work` to its end, or until the caller gives up; a panic in it becomes an error.
 async fn guarded<T: Send + 'static>(
     work: impl Future<Output = Result<T, ErrorBody>> + Send + 'static,
 ) -> Result<T, ErrorBody> {
-    match tokio::spawn(work).await {
+    match AbortOnDropHandle::new(tokio::spawn(work)).await {
         Ok(result) => result,
         Err(join) => Err(internal(&format!("a task ended abnormally: {join}"))),
     }
@@ -75,7 +76,7 @@ pub(super) async fn claim(
             Adoption::Nothing => Ok(Left::Nothing),
             Adoption::Ended(exit) => Ok(Left::Ended(exit)),
             Adoption::Running(mut machine) => match machine.events.recv().await {
-                Some(status) => Ok(Left::Running { status, machine, image: None }),
+                Some(status) => Ok(Left::Running { status: Box::new(status), machine, image: None }),
                 None => Err(internal("a running machine was found, but its shim does not answer")),
             },
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use iii_protocol::api::{Desired, Phase};
 use iii_protocol::exit::{ExitCause, ExitRecord};
 
-use super::fakes::{Behaviour, Project, error, eventually};
+use super::fakes::Behaviour;
+use super::project::{Project, error, eventually};
 use crate::actors::worker::tests::worker_config;
 use crate::config::schema::RestartPolicy;
 
@@ -158,4 +159,7 @@ async fn a_launch_without_an_answer_does_not_end_in_two_machines() {
     let backoff = daemon.until_phase("a", Phase::Backoff).await;
     assert!(backoff.cause.unwrap().message.contains("took longer than 60 s"));
     assert!(backoff.exits[0].cause.is_could_not_start());
+    project.host.behave("a", Behaviour::default());
+    daemon.until_phase("a", Phase::Running).await;
+    assert_eq!(project.host.machines(), ["a"]);
 }

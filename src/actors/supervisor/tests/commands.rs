@@ -5,7 +5,8 @@ use std::time::Duration;
 use iii_protocol::api::{Desired, ErrorCode, Phase};
 use iii_protocol::exit::ExitCause;
 
-use super::fakes::{Behaviour, Project};
+use super::fakes::Behaviour;
+use super::project::Project;
 use crate::actors::messages::SupervisorMsg;
 use crate::actors::worker::tests::worker_config;
 use crate::config::schema::RestartPolicy;

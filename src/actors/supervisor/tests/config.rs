@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use iii_protocol::api::{ErrorCode, Phase};
 
-use super::fakes::{Behaviour, Project, eventually};
+use super::fakes::Behaviour;
+use super::project::{Project, eventually};
 use crate::actors::worker::tests::worker_config;
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,8 @@ use iii_protocol::api::{ErrorBody, ErrorCode, Phase};
 use iii_protocol::exit::ExitCause;
 use tokio::time::Instant;
 
-use super::fakes::{Behaviour, Project, error, eventually, until};
+use super::fakes::Behaviour;
+use super::project::{Project, error, eventually, until};
 use crate::actors::worker::tests::worker_config;
 use crate::config::schema::{RestartPolicy, Source};
 

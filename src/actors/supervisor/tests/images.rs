@@ -5,7 +5,7 @@ use std::time::Duration;
 use iii_protocol::api::{ErrorBody, Phase, PullEvent, PullRequest};
 use tokio::sync::mpsc;
 
-use super::fakes::{Daemon, Project, error};
+use super::project::{Daemon, Project, error};
 use crate::actors::image_puller::{MAX_PULLS, PROGRESS_QUEUE};
 use crate::actors::messages::SupervisorMsg;
 use crate::actors::worker::tests::worker_config;

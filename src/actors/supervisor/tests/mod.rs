@@ -6,4 +6,5 @@ mod config;
 mod failures;
 mod fakes;
 mod images;
+mod project;
 mod shutdown;

@@ -7,7 +7,8 @@ use iii_protocol::exit::ExitCause;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::fakes::{Behaviour, Project};
+use super::fakes::Behaviour;
+use super::project::Project;
 use crate::actors::messages::SupervisorMsg;
 
 /// A restart whose answer nobody waits for, because its actor panics.

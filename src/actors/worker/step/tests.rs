@@ -8,11 +8,13 @@ use iii_protocol::shim::{MachinePhase, ShimStatus};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::actor::policy_of;
-use super::durable::{MAX_EXITS, Record};
-use super::plan::{Circumstances, HostLimits, machine_spec};
-use super::state::{Claim, Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker};
-use super::tests::{image, worker_config};
+use crate::actors::worker::actor::policy_of;
+use crate::actors::worker::durable::{MAX_EXITS, Record};
+use crate::actors::worker::plan::{Circumstances, HostLimits, machine_spec};
+use crate::actors::worker::state::{
+    Claim, Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker,
+};
+use crate::actors::worker::tests::{image, worker_config};
 use crate::config::schema::RestartPolicy;
 use crate::vm::spec::MachineSpec;
 
