@@ -92,7 +92,7 @@ async fn run(
                 }
                 last = Some(status.clone());
                 if matches!(status.phase, MachinePhase::Ended { .. }) {
-                    finish(&target, status, &events).await;
+                    finish(status, &events).await;
                     return;
                 }
                 if events.send(status).await.is_err() {
@@ -113,7 +113,7 @@ async fn run(
         }
     }
     let status = lost(&target, last).await;
-    finish(&target, status, &events).await;
+    finish(status, &events).await;
 }
 
 async fn send_stop(writer: &mut OwnedWriteHalf, stop: &StopMachine) {
@@ -123,11 +123,11 @@ async fn send_stop(writer: &mut OwnedWriteHalf, stop: &StopMachine) {
     }
 }
 
-/// The last event. The record on disk has served its purpose once somebody has taken it.
-async fn finish(target: &LinkTarget, status: ShimStatus, events: &mpsc::Sender<ShimStatus>) {
-    if events.send(status).await.is_ok() {
-        forget_last_word(&target.run_dir);
-    }
+/// The last event. The record on disk stays: whoever takes this event may die before it is noted. The
+/// next adoption takes it away and recognises by its generation what is known already.
+async fn finish(status: ShimStatus, events: &mpsc::Sender<ShimStatus>) {
+    // Nobody listening: the worker's actor is gone, and its successor adopts.
+    let _ = events.send(status).await;
 }
 
 /// The link ended without a last word: look for it on disk, else the shim was killed.
