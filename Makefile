@@ -7,7 +7,7 @@ FEATURES := --features process-launcher
 .DEFAULT_GOAL := help
 # One after the other: cargo and the emulated host each take the whole machine.
 .NOTPARALLEL:
-.PHONY: help setup build images fmt lint test test-fast test-kvm demo
+.PHONY: help setup build images fmt lint test test-fast test-kvm bench demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ test-kvm: images ## The tests with real microVMs, as root and as an ordinary use
 	@CARGO="$(CARGO)" scripts/test-kvm
 
 test: setup lint test-fast test-kvm ## Everything: lint and all four tiers of tests
+
+bench: images ## Speed and memory beside the floor and the peers; needs an otherwise idle machine
+	@CARGO="$(CARGO)" scripts/bench
 
 demo: images ## The main story, with real microVMs, as a transcript
 	@CARGO="$(CARGO)" scripts/demo
