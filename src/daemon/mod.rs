@@ -9,7 +9,6 @@
 //!  tree has ended: open streams drain, the socket goes away, the lock is released
 //! ```
 
-mod images;
 mod logs;
 pub mod narrate;
 mod reply;

@@ -34,9 +34,11 @@ pub struct MachineSpec {
 
 impl MachineSpec {
     /// Identifies what runs: two specs with equal hashes need no restart to get from one to the other.
-    /// Start counter and timeouts do not count.
+    /// Start counter, timeouts and the order of variables (whose names are unique) do not count.
     pub fn hash(&self) -> String {
-        let what = (&self.worker, &self.resources, &self.root_disk, &self.process, self.stop_signal);
+        let mut process = self.process.clone();
+        process.env.sort();
+        let what = (&self.worker, &self.resources, &self.root_disk, &process, self.stop_signal);
         let bytes = serde_json::to_vec(&what).expect("machine specs always serialise");
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }

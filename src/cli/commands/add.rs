@@ -100,7 +100,7 @@ fn exists(known: &WorkerConfig, reference: &str) -> Failure {
     match &known.source {
         Source::Oci { image } if image == reference => {
             Failure::failed(format!("`{name}` is in the config file already, with this image"))
-                .hint(format!("`--force` pulls it again; `iii worker start {name}` starts it"))
+                .hint("`--force` pulls it again and starts it from scratch")
         }
         Source::Oci { image } => {
             Failure::failed(format!("there is a worker `{name}` already, of the image {image}"))
