@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
+
 /// An I/O error that names what was done to which path.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", path.display())]
@@ -39,12 +41,24 @@ pub fn create_private_dir(path: &Path) -> Result<(), PathError> {
         .map_err(PathError::new("create folder", path))
 }
 
+/// How the temporary files of [`write_atomic`] begin.
+pub const TEMPORARY_PREFIX: &str = ".tmp-";
+/// Letters and digits that make a temporary file's name its own.
+const RANDOM_CHARS: usize = 6;
+
 /// Replaces `path` by `bytes`: temporary file in the same folder, fsync, rename, fsync of the folder.
-/// An existing file's mode is kept; a new one is 0600.
+/// An existing file's mode is kept; a new one is 0600. A process that is killed meanwhile leaves the temporary
+/// file, see [`sweep_temporary`].
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), PathError> {
+    write_atomic_by(path, bytes, TEMPORARY_PREFIX)
+}
+
+/// [`write_atomic`] with a temporary file whose name begins with `prefix`: for folders that are not ours alone.
+/// [`sweep_prefixed`] finds it again.
+pub fn write_atomic_by(path: &Path, bytes: &[u8], prefix: &str) -> Result<(), PathError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
+        let mut file = temporary(folder, prefix)?;
         file.write_all(bytes)?;
         if let Ok(old) = fs::metadata(path) {
             file.as_file().set_permissions(fs::Permissions::from_mode(old.permissions().mode() & 0o7777))?;
@@ -54,6 +68,40 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), PathError> {
         File::open(folder)?.sync_all()
     };
     write().map_err(PathError::new("write", path))
+}
+
+/// A new file in `folder`, 0600, whose name is `prefix` and some letters and digits that nobody has; removed when
+/// dropped.
+pub fn temporary(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(prefix).rand_bytes(RANDOM_CHARS).tempfile_in(folder)
+}
+
+/// Removes the temporary files that killed processes left in `folder`: regular files that begin with `.tmp-`.
+///
+/// Only for whoever holds the lock that makes it the only writer in that folder: it cannot tell a file that is
+/// being written from one that nobody will finish. Best effort: what cannot be removed takes some room and
+/// harms nobody.
+pub fn sweep_temporary(folder: &Path) {
+    sweep(folder, |name| name.starts_with(TEMPORARY_PREFIX));
+}
+
+/// Removes the [`temporary`] files of this prefix that killed processes left in `folder`: regular files named
+/// `prefix` and then exactly as many letters and digits as such a file has. Who may call it, and what it promises, is as with [`sweep_temporary`].
+pub fn sweep_prefixed(folder: &Path, prefix: &str) {
+    sweep(folder, |name| {
+        name.strip_prefix(prefix).is_some_and(|random| {
+            random.len() == RANDOM_CHARS && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+    });
+}
+
+fn sweep(folder: &Path, is_ours: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && entry.file_name().to_str().is_some_and(&is_ours) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A lock file held by this process; released when dropped or when the process dies.
@@ -142,6 +190,41 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_sweep_takes_what_killed_writes_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = [
+            ".tmp-Ab12cd",
+            ".config.yaml.iii-Ab12cd",
+            ".config.yaml.iii-Ab12c",
+            ".config.yaml.iii-Ab.2cd",
+            ".config.yaml.swp",
+            "config.yaml",
+        ];
+        for name in names {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        fs::create_dir(dir.path().join(".tmp-folder")).unwrap();
+        std::os::unix::fs::symlink("config.yaml", dir.path().join(".tmp-link")).unwrap();
+        let left = || fs::read_dir(dir.path()).unwrap().count();
+
+        sweep_temporary(dir.path());
+        assert!(!dir.path().join(".tmp-Ab12cd").exists());
+        assert_eq!(left(), names.len() + 1);
+        sweep_prefixed(dir.path(), ".config.yaml.iii-");
+        assert!(!dir.path().join(".config.yaml.iii-Ab12cd").exists());
+        assert_eq!(left(), names.len());
+        sweep_temporary(&dir.path().join("missing"));
+    }
+
+    #[test]
+    fn a_sweep_finds_the_file_of_a_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, path) = temporary(dir.path(), "p-").unwrap().keep().unwrap();
+        sweep_prefixed(dir.path(), "p-");
+        assert!(!path.exists());
     }
 
     #[test]

@@ -250,9 +250,5 @@ async fn run_job(
 }
 
 fn pulled(image: &Image) -> PulledImage {
-    PulledImage {
-        digest: image.digest.clone(),
-        env: image.config.env.clone(),
-        root_disk_bytes: image.root_disk_bytes,
-    }
+    PulledImage::from(image)
 }

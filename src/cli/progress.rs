@@ -147,7 +147,7 @@ impl WaitProgress {
 
 #[cfg(test)]
 mod tests {
-    use iii_protocol::api::PulledImage;
+    use iii_protocol::api::{PulledImage, ResourceHints};
 
     use super::super::output::tests::Captured;
     use super::*;
@@ -171,7 +171,13 @@ mod tests {
             PullEvent::Building { done_bytes: 0, total_bytes: 3 << 20 },
             PullEvent::Building { done_bytes: 3 << 20, total_bytes: 3 << 20 },
             PullEvent::Done {
-                image: PulledImage { digest: "sha256:aa".to_owned(), env: vec![], root_disk_bytes: 8 << 20 },
+                image: PulledImage {
+                    digest: "sha256:aa".to_owned(),
+                    env: vec![],
+                    root_disk_bytes: 8 << 20,
+                    resources: ResourceHints::default(),
+                    warnings: vec![],
+                },
             },
         ];
         for event in &events {

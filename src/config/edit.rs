@@ -12,7 +12,7 @@ mod render;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use iii_protocol::api::{ErrorBody, ErrorCode};
+use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints};
 use yaml_edit::{Document, Mapping, Sequence};
 
 use self::check::Wanted;
@@ -22,7 +22,7 @@ use super::expand;
 use super::load;
 use super::locate::{CONFIG_FILE, STARTER};
 use super::tree::{self, Node, Span, Value};
-use crate::fsutil::{PathError, write_atomic};
+use crate::fsutil::{PathError, sweep_prefixed, write_atomic_by};
 
 /// Most links that are followed from config.yaml to the file itself.
 const MAX_LINKS: usize = 16;
@@ -36,6 +36,8 @@ pub struct NewEntry {
     pub image: Option<String>,
     /// `worker_path:`, taken literally.
     pub worker_path: Option<PathBuf>,
+    /// `resources:`; nothing is written of what it leaves out.
+    pub resources: ResourceHints,
     /// `config:`; values are taken literally, so `${` in one is written as `$${`.
     pub config: Vec<(String, String)>,
 }
@@ -45,7 +47,8 @@ pub struct NewEntry {
 pub enum AddMode {
     /// Refuse.
     Fail,
-    /// Take over image or path; of `config:` add what is not there yet, and keep everything else.
+    /// Take over image or path; of `config:` add what is not there yet, likewise `resources:` if the entry has no
+    /// such key; keep everything else.
     Replace,
     /// Write the entry anew; nothing of the old one is kept.
     Reset,
@@ -167,7 +170,11 @@ pub fn edit_file(
     let lock = File::open(folder).map_err(PathError::new("open folder", folder))?;
     // Some network file systems lock no folders. The write is whole there too; only two edits at the same
     // moment could lose one of them, and that is better than no edit at all.
-    let _ = lock.lock();
+    let locked = lock.lock().is_ok();
+    let temporary = temporary_prefix(&target);
+    if locked {
+        sweep_prefixed(folder, &temporary);
+    }
     let text = match load::read(&target) {
         Ok(text) => Some(text),
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => None,
@@ -182,11 +189,18 @@ pub fn edit_file(
     })?;
     match edited {
         Some(edited) if text.as_deref() != Some(&edited) => {
-            write_atomic(&target, edited.as_bytes())?;
+            write_atomic_by(&target, edited.as_bytes(), &temporary)?;
             Ok(true)
         }
         _ => Ok(false),
     }
+}
+
+/// How the temporary files of edits begin: the folder is the user's, so they say whose they are, and no editor's
+/// swap or backup file is named like them.
+fn temporary_prefix(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    format!(".{name}.iii-")
 }
 
 /// The file that a path leads to, which need not exist.
@@ -321,9 +335,10 @@ impl<'t> Workers<'t> {
         };
         let same_source = entry.image.as_ref().is_none_or(|image| says("image", image))
             && entry.worker_path.as_ref().is_none_or(|path| says("worker_path", path));
+        let new_resources = !entry.resources.is_empty() && old.get("resources").is_none();
         let stale_path =
             entry.image.is_some() && entry.worker_path.is_none() && old.get("worker_path").is_some();
-        if new_variables.is_empty() && same_source && !stale_path {
+        if new_variables.is_empty() && !new_resources && same_source && !stale_path {
             return Ok(self.text.to_owned());
         }
         self.with_sequence(|list| {
@@ -340,6 +355,9 @@ impl<'t> Workers<'t> {
             if stale_path {
                 // It would win over the image that was asked for.
                 item.remove("worker_path");
+            }
+            if new_resources {
+                item.set("resources", render::resources(entry)?);
             }
             set_variables(&item, &new_variables)
         })

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, Resources};
+use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints, Resources};
 
 use super::env;
 pub use super::error::ConfigError;
@@ -288,6 +288,29 @@ fn head(item: &Node) -> tree::Span {
         Value::Map { entries, .. } => entries.first().map_or(item.span, |e: &Entry| e.key_span),
         _ => item.span,
     }
+}
+
+/// Leaves what `resources:` would accept of an image's hints, and says what it would not.
+pub fn usable_hints(hints: ResourceHints) -> (ResourceHints, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut refuse = |what: String, least: u64, most: u64| {
+        problems.push(format!("the image asks for {what}, which is not from {least} to {most}: left out"));
+    };
+    let memory_mib = hints.memory_mib.filter(|mib| {
+        let fits = MEMORY_MIB.contains(&u64::from(*mib));
+        if !fits {
+            refuse(format!("{mib} MiB of memory"), *MEMORY_MIB.start(), *MEMORY_MIB.end());
+        }
+        fits
+    });
+    let cpus = hints.cpus.filter(|cpus| {
+        let fits = CPUS.contains(cpus);
+        if !fits {
+            refuse(format!("{cpus} CPUs"), (*CPUS.start()).into(), (*CPUS.end()).into());
+        }
+        fits
+    });
+    (ResourceHints { memory_mib, cpus }, problems)
 }
 
 fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resources, Problem> {

@@ -21,7 +21,7 @@ use super::erofs::{self, DataWriter};
 use super::layer::archive::Archive;
 use super::layer::stream::LayerStream;
 use super::layer::{self, Fault, Usage};
-use super::tree::Tree;
+use super::tree::{Kind, Tree};
 
 /// How a layer's tar stream is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,13 +147,20 @@ impl Default for Limits {
     }
 }
 
+/// Where an image says what it wants of its machine.
+const WORKER_MANIFEST: [&[u8]; 2] = [b"iii", b"worker.yaml"];
+/// Largest such file that is looked at, bytes.
+const MAX_WORKER_MANIFEST_BYTES: u64 = 64 * 1024;
+
 /// A finished root disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
     /// Length of the file, a whole number of 4096-byte blocks; it occupies less where it has holes.
     pub bytes: u64,
     /// Files, folders and other inodes in it.
     pub entries: u64,
+    /// What is in its `/iii/worker.yaml`, if that is a regular file of at most 64 KiB.
+    pub worker_manifest: Option<Vec<u8>>,
 }
 
 /// Applies `layers`, bottom first, and writes the root disk they make to `out`.
@@ -188,7 +195,20 @@ pub fn build_root_disk<'a>(
         tree.begin_layer(index as u32);
         apply_layer(index, layer, &mut tree, &mut data, &mut usage, progress)?;
     }
-    erofs::finish(&tree, data).map_err(|fault| BuildError::new(last, Vec::new(), fault))
+    let disk = erofs::finish(&tree, data).map_err(|fault| BuildError::new(last, Vec::new(), fault))?;
+    Ok(RootDisk { worker_manifest: worker_manifest(&mut tree, out)?, ..disk })
+}
+
+/// The manifest as the layers together have it. An image owes us none, so anything else in its place is as good as
+/// nothing; only a disk that does not give back what was written is an error.
+fn worker_manifest(tree: &mut Tree, disk: &File) -> Result<Option<Vec<u8>>, BuildError> {
+    let Ok(inode) = tree.link_target(&WORKER_MANIFEST) else { return Ok(None) };
+    match &tree.inode(inode).kind {
+        Kind::File(body) if body.size <= MAX_WORKER_MANIFEST_BYTES => {
+            body.read(disk).map(Some).map_err(|source| BuildError::Write { source })
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Streams one layer into the tree and checks that it was the right one.

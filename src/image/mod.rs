@@ -14,3 +14,4 @@ mod registry;
 pub mod store;
 mod tree;
 pub mod types;
+pub mod worker_manifest;

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use iii_protocol::api::PulledImage;
 use serde::{Deserialize, Serialize};
+
+use super::worker_manifest::WorkerManifest;
 
 /// The part of an OCI image config that a machine needs (image-spec, `config.md`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,4 +41,18 @@ pub struct Image {
     pub root_disk: PathBuf,
     /// Its size, bytes.
     pub root_disk_bytes: u64,
+    /// What it says about the machine it wants.
+    pub worker_manifest: WorkerManifest,
+}
+
+impl From<&Image> for PulledImage {
+    fn from(image: &Image) -> PulledImage {
+        PulledImage {
+            digest: image.digest.clone(),
+            env: image.config.env.clone(),
+            root_disk_bytes: image.root_disk_bytes,
+            resources: image.worker_manifest.resources,
+            warnings: image.worker_manifest.problems.clone(),
+        }
+    }
 }

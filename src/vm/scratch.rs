@@ -11,7 +11,7 @@ use std::process::Command;
 use iii_protocol::api::{ErrorBody, ErrorCode};
 use nix::unistd::{Whence, lseek};
 
-use crate::fsutil::{LockFile, PathError, create_private_dir};
+use crate::fsutil::{LockFile, PathError, create_private_dir, sweep_prefixed, temporary};
 use crate::home::Home;
 
 /// Changes when templates made by an older version must not be used any more.
@@ -20,6 +20,9 @@ const TEMPLATE_VERSION: u32 = 1;
 const JOURNAL_MIB: &str = "16";
 /// The worker's disk, in its managed folder.
 pub const SCRATCH_NAME: &str = "scratch.ext4";
+/// How an unfinished copy in that folder begins: not as the temporary files of others there, since another lock
+/// says who may remove it.
+const UNFINISHED: &str = ".scratch-";
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 256 * 1024;
 /// Folders in which distributions keep `mke2fs`, for users whose PATH leaves them out.
@@ -70,10 +73,12 @@ impl From<&ScratchError> for ErrorBody {
 }
 
 /// Makes sure the worker has a scratch disk of at least `bytes`. One that is larger already is left as
-/// it is; a smaller one grows, with its contents. Blocks; not while the worker's machine runs.
+/// it is; a smaller one grows, with its contents. Removes what a killed process left of an unfinished copy. Blocks;
+/// only for whoever holds the lock of the worker's shim.
 pub fn ensure(home: &Home, worker: &str, bytes: u64) -> Result<PathBuf, ScratchError> {
     let folder = home.managed(worker);
     create_private_dir(&folder)?;
+    sweep_prefixed(&folder, UNFINISHED);
     let disk = folder.join(SCRATCH_NAME);
     match fs::metadata(&disk) {
         Ok(meta) if meta.len() >= bytes => Ok(disk),
@@ -160,7 +165,7 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<(), PathError> {
     let copy = || -> io::Result<()> {
         let mut source = File::open(from)?;
         let length = source.metadata()?.len();
-        let mut target = tempfile::Builder::new().prefix(".tmp-scratch").tempfile_in(folder)?;
+        let mut target = temporary(folder, UNFINISHED)?;
         target.as_file().set_len(length)?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut at = 0;
@@ -198,7 +203,11 @@ mod tests {
     fn a_scratch_disk_is_sparse_and_grows_and_passes_fsck() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());
+        let folder = home.managed("web");
+        create_private_dir(&folder).unwrap();
+        let (_, unfinished) = temporary(&folder, UNFINISHED).unwrap().keep().unwrap();
         let disk = ensure(&home, "web", 1024 * MIB).unwrap();
+        assert!(!unfinished.exists(), "what a killed copy left is gone");
         let meta = fs::metadata(&disk).unwrap();
         assert_eq!(meta.len(), 1024 * MIB);
         assert!(meta.blocks() * 512 < 32 * MIB, "{} blocks", meta.blocks());

@@ -22,7 +22,7 @@ use super::scratch;
 use super::shim::{AGENT_SOCKET, SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, ShimSpec};
 use super::spec::MachineSpec;
 use super::wire::write_frame;
-use crate::fsutil::{LockError, LockFile, PathError, create_private_dir};
+use crate::fsutil::{LockError, LockFile, PathError, create_private_dir, sweep_temporary};
 use crate::home::{Home, MAX_SOCKET_PATH_BYTES, ProjectId};
 use crate::host;
 use crate::logs::LogRing;
@@ -98,6 +98,7 @@ impl ShimLauncher {
             LockError::Path(e) => path_error(e),
             held @ LockError::Held { .. } => internal(held.to_string()),
         })?;
+        sweep_temporary(&run_dir);
         let scratch_disk = scratch::ensure(&self.home, &machine.worker, machine.resources.disk_bytes)
             .map_err(|e| ErrorBody::from(&e))?;
         Ok((ShimSpec { machine, run_dir, log_dir, scratch_disk, libkrunfw }, lock.into_file()))

@@ -288,3 +288,42 @@ fn a_disk_may_end_with_any_inode() {
         assert_eq!(body(&nodes, "a").len(), size);
     }
 }
+
+fn manifest_of(layers: &[Vec<Item>]) -> Option<Vec<u8>> {
+    let layers: Vec<_> = layers.iter().cloned().map(layer).collect();
+    build(&layers).built.worker_manifest
+}
+
+#[test]
+fn the_worker_manifest_is_that_of_all_layers_together() {
+    const PATH: &str = "iii/worker.yaml";
+    // One that is all in the end of its block, one with blocks of its own, one of exactly a block.
+    for body in [b"resources: {}".to_vec(), b"#".repeat(64 * 1024), b"#".repeat(4096), vec![]] {
+        let lower = vec![file("other", "x".repeat(9000)), file(PATH, &body), file("z", "z".repeat(9000))];
+        assert_eq!(manifest_of(std::slice::from_ref(&lower)), Some(body), "one layer");
+        let replaced = manifest_of(&[lower.clone(), vec![file(PATH, "new")]]);
+        assert_eq!(replaced.as_deref(), Some(&b"new"[..]), "a later layer replaces it");
+        assert_eq!(manifest_of(&[lower.clone(), vec![file("iii/.wh.worker.yaml", "")]]), None);
+        assert_eq!(manifest_of(&[lower.clone(), vec![file(".wh.iii", "")]]), None);
+        assert_eq!(manifest_of(&[lower, vec![file("iii/.wh..wh..opq", "")]]), None);
+    }
+    let linked = manifest_of(&[vec![file("m", "same"), hard_link(PATH, "m")]]);
+    assert_eq!(linked.as_deref(), Some(&b"same"[..]));
+    let folder_link = manifest_of(&[vec![file("opt/iii/worker.yaml", "far"), symlink("iii", "opt/iii")]]);
+    assert_eq!(folder_link.as_deref(), Some(&b"far"[..]));
+}
+
+#[test]
+fn what_is_no_small_file_is_no_worker_manifest() {
+    for items in [
+        vec![],
+        vec![folder("iii/worker.yaml")],
+        vec![file("real", "x"), symlink("iii/worker.yaml", "/real")],
+        vec![file("iii", "x")],
+        vec![symlink("iii", "iii"), file("x", "x")],
+        vec![file("iii/worker.yaml", "#".repeat(64 * 1024 + 1))],
+        vec![item(b'6', "iii/worker.yaml")],
+    ] {
+        assert_eq!(manifest_of(std::slice::from_ref(&items)), None, "{items:?}");
+    }
+}

@@ -257,7 +257,9 @@ impl Bed {
         let mut litter = Vec::new();
         walk(&self.home(), &mut |path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.ends_with(".sock") || name.contains(".tmp") || name.ends_with(".partial") {
+            let unfinished =
+                name.contains(".tmp") || name.starts_with(".scratch-") || name.ends_with(".partial");
+            if name.ends_with(".sock") || unfinished {
                 litter.push(path.to_owned());
             }
         });

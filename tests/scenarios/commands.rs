@@ -1,7 +1,8 @@
 //! Manners of the command line.
 
-use super::bed::Bed;
+use super::bed::{Bed, shell_layer};
 use super::lifecycle::SERVE;
+use crate::support::registry::{image, layer_of};
 
 #[test]
 fn every_command_has_help_with_an_example() {
@@ -51,6 +52,37 @@ fn image_env_goes_into_the_entry_without_system_variables_and_old_values_win() {
     bed.ok(&["worker", "add", &reference, "--force", "--reset-config"]);
     let text = std::fs::read_to_string(bed.config()).unwrap();
     assert!(text.contains("FOO: bar"), "{text}");
+}
+
+#[test]
+fn resources_that_an_image_asks_for_go_into_the_new_entry_and_old_ones_win() {
+    let bed = Bed::new();
+    let push = |manifest: &str| {
+        let hints = layer_of(&[("iii/worker.yaml", manifest.as_bytes())]);
+        let config = serde_json::json!({ "Entrypoint": ["/bin/sh", "-c", SERVE] });
+        bed.push("hinting", &image(&[shell_layer(), hints], config))
+    };
+    let reference = push("name: w\nresources:\n  memory: 256\n  cpus: 1\n");
+    bed.ok(&["worker", "add", &reference]);
+    let text = || std::fs::read_to_string(bed.config()).unwrap();
+    assert!(text().contains("    resources:\n      memory: 256\n      cpus: 1\n"), "{}", text());
+
+    bed.write_config(&text().replace("memory: 256", "memory: 128 # mine"));
+    push("resources: {memory: 192, cpus: many}");
+    let daemon = bed.daemon();
+    let run = bed.iii(&["worker", "add", &reference, "--force"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(text().contains("memory: 128 # mine\n      cpus: 1\n"), "{}", text());
+    assert!(
+        run.stderr.contains("warning: hinting: `resources.cpus` in `/iii/worker.yaml`"),
+        "{}",
+        run.stderr
+    );
+    bed.ok(&["worker", "add", &reference, "--force", "--reset-config"]);
+    assert!(text().contains("    resources:\n      memory: 192\n"), "{}", text());
+    assert!(!text().contains("cpus"), "{}", text());
+    assert_eq!(bed.status("hinting").unwrap().resources.memory_mib, 192);
+    daemon.stop();
 }
 
 #[test]

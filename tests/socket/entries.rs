@@ -5,8 +5,9 @@ use std::fs;
 use iii::cli::args::{AddArgs, RemoveArgs};
 use iii::cli::commands;
 use iii::config::load;
+use iii::config::schema::default_resources;
 use iii::fsutil::LockFile;
-use iii_protocol::api::{ErrorBody, ErrorCode, Phase, PullEvent, PulledImage};
+use iii_protocol::api::{ErrorBody, ErrorCode, Phase, PullEvent, PulledImage, ResourceHints, Resources};
 use iii_protocol::exit::ExitCause;
 
 use crate::fake::{Project, exited, printer, status};
@@ -34,7 +35,17 @@ fn text(project: &Project) -> String {
 
 fn pulls(project: &Project, env: &[&str]) {
     let env = env.iter().map(|&variable| variable.to_owned()).collect();
-    let image = PulledImage { digest: "sha256:aa".to_owned(), env, root_disk_bytes: 1 << 20 };
+    let image = PulledImage {
+        digest: "sha256:aa".to_owned(),
+        env,
+        root_disk_bytes: 1 << 20,
+        resources: ResourceHints::default(),
+        warnings: vec![],
+    };
+    pulls_image(project, image);
+}
+
+fn pulls_image(project: &Project, image: PulledImage) {
     project.world.lock().unwrap().pull = vec![PullEvent::Done { image }];
 }
 
@@ -94,6 +105,30 @@ async fn force_stops_wipes_and_keeps_the_other_keys() {
     assert_eq!(project.asked(), ["pull nginx:2 true", "stop web None", "reload", "start web"]);
     assert!(!scratch.exists());
     assert_eq!(text(&project), CONFIG.replace("nginx:1", "nginx:2"));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_an_image_asks_for_is_written_and_what_cannot_be_had_is_said() {
+    let project = Project::new("workers: []\n");
+    project.add(status("cache", Phase::Running));
+    let image = PulledImage {
+        digest: "sha256:aa".to_owned(),
+        env: vec![],
+        root_disk_bytes: 1,
+        resources: ResourceHints { memory_mib: Some(512), cpus: Some(0) },
+        warnings: vec!["`resources.disk` is odd".to_owned()],
+    };
+    pulls_image(&project, image);
+    let daemon = project.serve().await;
+    let (mut printer, _, err) = printer();
+    commands::add(&project.ctx, &add(&["cache"]), &mut printer).await.unwrap();
+    let config = load::load(&project.ctx.config).unwrap();
+    let Resources { memory_mib, cpus, .. } = config.workers[0].resources;
+    assert_eq!((memory_mib, cpus), (512, default_resources().cpus), "{}", text(&project));
+    let said = err.text();
+    assert!(said.contains("warning: cache: `resources.disk` is odd\n"), "{said}");
+    assert!(said.contains("warning: cache: the image asks for 0 CPUs, which is not from 1 to 64"), "{said}");
     daemon.end().await;
 }
 

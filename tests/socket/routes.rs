@@ -38,7 +38,13 @@ async fn each_route_answers_with_its_type() {
 #[tokio::test]
 async fn a_pull_is_told_event_by_event_to_its_end() {
     let project = Project::new("workers: []\n");
-    let image = PulledImage { digest: "sha256:aa".to_owned(), env: vec![], root_disk_bytes: 1 };
+    let image = PulledImage {
+        digest: "sha256:aa".to_owned(),
+        env: vec![],
+        root_disk_bytes: 1,
+        resources: ResourceHints { memory_mib: Some(512), cpus: None },
+        warnings: vec!["odd".to_owned()],
+    };
     project.world.lock().unwrap().pull = vec![
         PullEvent::Resolved { digest: "sha256:aa".to_owned(), layers: 0, total_bytes: 0 },
         PullEvent::Done { image: image.clone() },

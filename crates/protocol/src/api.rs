@@ -312,6 +312,30 @@ pub struct PulledImage {
     pub env: Vec<String>,
     /// Bytes of the root disk.
     pub root_disk_bytes: u64,
+    /// What its `/iii/worker.yaml` asks for.
+    #[serde(default)]
+    pub resources: ResourceHints,
+    /// What of its `/iii/worker.yaml` cannot be used, and why; each a line without control characters.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// What an image says about the machine it wants; not checked against any limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceHints {
+    /// Memory, MiB.
+    #[serde(default)]
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs.
+    #[serde(default)]
+    pub cpus: Option<u8>,
+}
+
+impl ResourceHints {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == ResourceHints::default()
+    }
 }
 
 /// Reply of `POST /v1/reload`.

@@ -10,7 +10,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use iii_protocol::api::{Desired, ErrorBody, ErrorCode};
 use iii_protocol::exit::ExitRecord;
@@ -18,12 +18,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::fsutil::{PathError, create_private_dir, write_atomic};
+use crate::fsutil::{PathError, create_private_dir, sweep_temporary, write_atomic};
 
 /// Ends that are remembered per worker.
 pub const MAX_EXITS: usize = 10;
 const VERSION: u32 = 1;
 const FILE: &str = "state.json";
+/// Shared by writes, taken alone by whoever removes what killed writes left: the writer of a worker that was
+/// removed may still be at work when one of its name is added again.
+static WRITES: RwLock<()> = RwLock::new(());
 
 /// The durable part of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,6 +213,7 @@ fn write(path: &Path, owner: &Path, record: Record) -> Result<(), PathError> {
     let file = OnDisk { version: VERSION, owner: owner.to_owned(), desired, generation, restarts, exits };
     let mut bytes = serde_json::to_vec_pretty(&file).expect("worker states always serialise");
     bytes.push(b'\n');
+    let _shared = WRITES.read().unwrap_or_else(PoisonError::into_inner);
     write_atomic(path, &bytes)
 }
 
@@ -229,6 +233,11 @@ fn read(worker: &str, path: &Path, owner: &Path) -> Result<Record, StateError> {
     };
     if file.owner != owner && file.owner.exists() {
         return Err(StateError::Foreign { worker: worker.to_owned(), owner: file.owner });
+    }
+    if let Some(folder) = path.parent().filter(|_| file.owner == owner) {
+        // Ours alone: a project has one daemon, and this one writes nothing now.
+        let _alone = WRITES.write().unwrap_or_else(PoisonError::into_inner);
+        sweep_temporary(folder);
     }
     let OnDisk { desired, generation, restarts, mut exits, .. } = file;
     exits.truncate(MAX_EXITS);
@@ -309,6 +318,8 @@ mod tests {
         first.put(Record { generation: 9, ..Record::default() });
         first.flushed().await;
 
+        let unfinished = dir.path().join(".tmp-Ab12cd");
+        fs::write(&unfinished, "{").unwrap();
         let second = Store::new("w", dir.path(), &ours);
         let error = second.load().await.unwrap_err();
         assert!(matches!(&error, StateError::Foreign { owner, .. } if *owner == theirs));
@@ -317,8 +328,10 @@ mod tests {
         assert!(body.message.contains("theirs.yaml"));
         second.put(Record { generation: 1, ..Record::default() });
         second.flushed().await;
+        assert!(unfinished.exists(), "what another project may be writing is not touched");
         let kept = Store::new("w", dir.path(), &theirs).load().await.unwrap();
         assert_eq!(kept.generation, 9);
+        assert!(!unfinished.exists(), "what a killed daemon of the project left is gone");
 
         fs::remove_file(&theirs).unwrap();
         assert_eq!(second.load().await.unwrap().generation, 9);

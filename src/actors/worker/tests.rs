@@ -7,6 +7,7 @@ use iii_protocol::api::Resources;
 
 use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::image::types::{Image, ImageConfig};
+use crate::image::worker_manifest::WorkerManifest;
 
 /// A worker with every default.
 pub fn worker_config(name: &str) -> WorkerConfig {
@@ -34,5 +35,6 @@ pub fn image() -> Image {
         config: ImageConfig { cmd: vec!["/bin/work".to_owned()], ..ImageConfig::default() },
         root_disk: PathBuf::from("/images/00.erofs"),
         root_disk_bytes: 4096,
+        worker_manifest: WorkerManifest::default(),
     }
 }

@@ -184,9 +184,7 @@ async fn pull_here(
     while let Ok(event) = events.try_recv() {
         progress.event(printer, &event);
     }
-    let image = pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?;
-    let image =
-        PulledImage { digest: image.digest, env: image.config.env, root_disk_bytes: image.root_disk_bytes };
+    let image = PulledImage::from(&pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?);
     progress.event(printer, &PullEvent::Done { image: image.clone() });
     Ok(image)
 }
@@ -225,10 +223,15 @@ fn write_entry(
     image: &PulledImage,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
+    let (resources, unusable) = load::usable_hints(image.resources);
+    for warning in image.warnings.iter().chain(&unusable) {
+        printer.warn(&format!("{name}: {warning}"));
+    }
     let entry = NewEntry {
         name: name.to_owned(),
         image: Some(reference.to_owned()),
         worker_path: None,
+        resources,
         config: config_of(&image.env),
     };
     let mode = match (args.force, args.reset_config) {

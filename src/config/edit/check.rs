@@ -37,6 +37,8 @@ pub(super) fn added(
     let complete = says("image", entry.image.as_deref())
         && says("worker_path", entry.worker_path.as_deref())
         && variables_arrived(before.and_then(|b| b.get("config")), item.get("config"), &entry.config)
+        && (before.is_some_and(|before| before.get("resources").is_some())
+            || resources_arrived(item.get("resources"), entry))
         && before.is_none_or(|before| others_kept(before, item, entry));
     if complete { Ok(()) } else { Err("the item would not say what it should".to_owned()) }
 }
@@ -104,10 +106,26 @@ fn variables_arrived(before: Option<&Node>, after: Option<&Node>, new: &[(String
     kept && arrived && no_more
 }
 
+/// All that is wanted of `resources:` is there, and no more.
+fn resources_arrived(now: Option<&Node>, entry: &Literal<'_>) -> bool {
+    let wanted = entry.resources();
+    match now.map(|node| &node.value) {
+        None => wanted.is_empty(),
+        Some(Value::Map { entries, .. }) => {
+            entries.len() == wanted.len()
+                && wanted.iter().all(|(key, value)| {
+                    entries.iter().any(|e| e.key == *key && e.value.text() == Some(value.as_str()))
+                })
+        }
+        Some(_) => false,
+    }
+}
+
 /// The keys of an updated item that the update is not about.
 fn others_kept(before: &Node, after: &Node, entry: &Literal<'_>) -> bool {
     let touched = |key: &str| match key {
         "config" => true,
+        "resources" => before.get("resources").is_none(),
         "image" => entry.image.is_some(),
         "worker_path" => entry.worker_path.is_some() || entry.image.is_some(),
         _ => false,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use iii_protocol::api::ResourceHints;
 use yaml_edit::{Document, Mapping};
 
 use super::{NewEntry, expand};
@@ -15,6 +16,7 @@ pub(super) struct Literal<'e> {
     pub name: &'e str,
     pub image: Option<Cow<'e, str>>,
     pub worker_path: Option<Cow<'e, str>>,
+    pub resources: ResourceHints,
     pub config: Vec<(String, String)>,
 }
 
@@ -39,8 +41,16 @@ impl<'e> Literal<'e> {
             name: &entry.name,
             image: entry.image.as_deref().map(expand::escape),
             worker_path,
+            resources: entry.resources,
             config,
         })
+    }
+
+    /// What is under `resources:`; the numbers need no quotes.
+    pub(super) fn resources(&self) -> Vec<(&'static str, String)> {
+        let ResourceHints { memory_mib, cpus } = self.resources;
+        let memory = memory_mib.map(|mib| ("memory", mib.to_string()));
+        memory.into_iter().chain(cpus.map(|cpus| ("cpus", cpus.to_string()))).collect()
     }
 }
 
@@ -52,6 +62,13 @@ pub(super) fn block(entry: &Literal<'_>, column: usize, eol: &str) -> String {
         if let Some(value) = value {
             out.push_str(&format!("{indent}  {key}: {}{eol}", scalar(value)));
         }
+    }
+    let resources = entry.resources();
+    if !resources.is_empty() {
+        out.push_str(&format!("{indent}  resources:{eol}"));
+    }
+    for (key, value) in resources {
+        out.push_str(&format!("{indent}    {key}: {value}{eol}"));
     }
     if !entry.config.is_empty() {
         out.push_str(&format!("{indent}  config:{eol}"));
@@ -68,6 +85,11 @@ pub(super) fn flow(entry: &Literal<'_>) -> String {
     for (key, value) in [("image", &entry.image), ("worker_path", &entry.worker_path)] {
         fields.extend(value.as_deref().map(|value| format!("{key}: {}", scalar(value))));
     }
+    let resources = entry.resources();
+    if !resources.is_empty() {
+        let pairs: Vec<String> = resources.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+        fields.push(format!("resources: {{{}}}", pairs.join(", ")));
+    }
     if !entry.config.is_empty() {
         let pairs: Vec<String> =
             entry.config.iter().map(|(k, v)| format!("{}: {}", scalar(k), scalar(v))).collect();
@@ -78,7 +100,15 @@ pub(super) fn flow(entry: &Literal<'_>) -> String {
 
 /// `config:` as a value for yaml-edit.
 pub(super) fn variables(config: &[(String, String)]) -> Result<Mapping, String> {
-    let lines: Vec<String> = config.iter().map(|(k, v)| format!("{}: {}", scalar(k), scalar(v))).collect();
+    mapping(config.iter().map(|(k, v)| format!("{}: {}", scalar(k), scalar(v))).collect())
+}
+
+/// `resources:` likewise.
+pub(super) fn resources(entry: &Literal<'_>) -> Result<Mapping, String> {
+    mapping(entry.resources().iter().map(|(k, v)| format!("{k}: {v}")).collect())
+}
+
+fn mapping(lines: Vec<String>) -> Result<Mapping, String> {
     let document: Document = lines.join("\n").parse().map_err(|e: yaml_edit::YamlError| e.to_string())?;
     document.as_mapping().ok_or_else(|| "the new entry is not a mapping".to_owned())
 }

@@ -9,8 +9,14 @@ fn entry() -> NewEntry {
         name: "new".to_owned(),
         image: Some("docker.io/library/x:1".to_owned()),
         worker_path: None,
+        resources: ResourceHints::default(),
         config: vec![("A".to_owned(), "1".to_owned()), ("B".to_owned(), "a #b".to_owned())],
     }
+}
+
+/// The same of an image that says what machine it wants.
+fn hinted() -> NewEntry {
+    NewEntry { resources: ResourceHints { memory_mib: Some(512), cpus: Some(1) }, ..entry() }
 }
 
 fn image(name: &str, image: &str) -> NewEntry {
@@ -147,6 +153,36 @@ workers:
 }
 
 #[test]
+fn resources_of_the_image_are_written_unless_the_entry_has_its_own() {
+    let block = "  - name: new\n    image: docker.io/library/x:1\n    resources:\n      memory: 512\n      cpus: 1\n    config:\n      A: \"1\"\n      B: \"a #b\"\n";
+    assert_eq!(add_worker("", &hinted(), AddMode::Fail).unwrap(), format!("workers:\n{block}"));
+    assert_eq!(
+        add_worker("workers: [{name: a}]", &hinted(), AddMode::Fail).unwrap(),
+        "workers: [{name: a}, {name: new, image: docker.io/library/x:1, resources: {memory: 512, cpus: 1}, config: {A: \"1\", B: \"a #b\"}}]"
+    );
+    let only_cpus = ResourceHints { memory_mib: None, cpus: Some(2) };
+    let entry = NewEntry { resources: only_cpus, ..image("w", "x") };
+    assert_eq!(
+        add_worker("", &entry, AddMode::Fail).unwrap(),
+        "workers:\n  - name: w\n    image: x\n    resources:\n      cpus: 2\n"
+    );
+
+    for own in ["{disk: 1GiB} # mine", "# none yet", "{memory: 64}"] {
+        let before = format!("workers:\n  - name: new\n    resources: {own}\n    image: y\n");
+        let after = add_worker(&before, &hinted(), AddMode::Replace).unwrap();
+        assert!(after.contains(&format!("    resources: {own}\n")) && !after.contains("512"), "{after}");
+        assert_eq!(add_worker(&before, &hinted(), AddMode::Reset).unwrap(), format!("workers:\n{block}"));
+    }
+    let before = "workers:\n  - name: new # n\n    image: docker.io/library/x:1\n    config: {A: a, B: b}\n  - name: z\n";
+    let after = add_worker(before, &hinted(), AddMode::Replace).unwrap();
+    assert_eq!(
+        after,
+        "workers:\n  - name: new # n\n    image: docker.io/library/x:1\n    config: {A: a, B: b}\n    resources:\n      memory: 512\n      cpus: 1\n  - name: z\n"
+    );
+    assert_eq!(add_worker(&after, &hinted(), AddMode::Replace).unwrap(), after, "twice is as good as once");
+}
+
+#[test]
 fn replacing_a_project_by_an_image_takes_the_path_away() {
     let before = "workers:\n  - name: new\n    worker_path: /x\n    restart: never # r\n";
     assert_eq!(
@@ -270,6 +306,22 @@ fn a_linked_file_is_edited_where_it_is_and_keeps_its_mode() {
     assert!(!edit_file(&link, |text| Ok(Some(text.to_owned()))).unwrap(), "the same text is not written");
     assert!(!edit_file(&link, |text| remove_worker(text, "nobody")).unwrap());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+}
+
+#[test]
+fn an_edit_clears_what_a_killed_edit_left_and_nothing_of_the_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let ours = dir.path().join(".config.yaml.iii-Ab12cd");
+    let theirs = [".config.yaml.swp", ".tmp-mine", ".other.yaml.iii-Ab12cd", ".config.yaml.iii-my-notes"]
+        .map(|name| dir.path().join(name));
+    for file in theirs.iter().chain([&path, &ours]) {
+        fs::write(file, "").unwrap();
+    }
+    edit_file(&path, |text| add_worker(text, &entry(), AddMode::Fail).map(Some)).unwrap();
+    assert!(!ours.exists());
+    assert!(theirs.iter().all(|file| file.exists()));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), theirs.len() + 1);
 }
 
 #[test]
@@ -482,7 +534,7 @@ proptest! {
         let text = layout.text();
         let (before, comments) = (workers_of(&text), comments_of(&text));
 
-        let added = add_worker(&text, &entry(), AddMode::Fail).unwrap();
+        let added = add_worker(&text, &hinted(), AddMode::Fail).unwrap();
         prop_assert_eq!(&workers_of(&added)[..before.len()], &before[..], "{}", added);
         prop_assert_eq!(comments_of(&added), comments.clone(), "{}", added);
         for line in text.lines().filter(|line| line.trim_start().starts_with('#')) {
@@ -496,7 +548,7 @@ proptest! {
         if before.is_empty() { return Ok(()); }
         let index = at.index(before.len());
         let name = before[index].name.clone();
-        let replaced = add_worker(&text, &NewEntry { name: name.clone(), ..entry() }, AddMode::Replace).unwrap();
+        let replaced = add_worker(&text, &NewEntry { name: name.clone(), ..hinted() }, AddMode::Replace).unwrap();
         prop_assert_eq!(comments_of(&replaced), comments.clone(), "{}", replaced);
         let env = workers_of(&replaced)[index].env.clone().unwrap();
         for variable in before[index].env.as_ref().unwrap() {
@@ -512,7 +564,7 @@ proptest! {
     #[test]
     fn any_text_is_edited_or_refused_without_a_panic(text in "((workers:|modules:|name: x|image: |config:|- |: |\\[|\\]|\\{|\\}|\n|  |#|&a|\\*a|\\||x|\"|'|\r\n|---\n|é|,|\\.\\.\\.\n)){0,30}") {
         for mode in [AddMode::Replace, AddMode::Reset] {
-            let _ = add_worker(&text, &NewEntry { name: "x".to_owned(), ..entry() }, mode);
+            let _ = add_worker(&text, &NewEntry { name: "x".to_owned(), ..hinted() }, mode);
         }
         let _ = remove_worker(&text, "x");
         let _ = load::parse(&text, Path::new("config.yaml"), &|_| None);

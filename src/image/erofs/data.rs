@@ -30,6 +30,15 @@ impl Body {
     pub(crate) fn data_bytes(&self) -> u64 {
         (self.size - self.tail.len() as u64).next_multiple_of(BLOCK)
     }
+
+    /// The content, from the finished disk it is on. All of it is put into memory.
+    pub(crate) fn read(&self, disk: &File) -> io::Result<Vec<u8>> {
+        let in_blocks = self.size - self.tail.len() as u64;
+        let mut bytes = vec![0; usize::try_from(in_blocks).map_err(io::Error::other)?];
+        disk.read_exact_at(&mut bytes, u64::from(self.first_block) * BLOCK)?;
+        bytes.extend_from_slice(&self.tail);
+        Ok(bytes)
+    }
 }
 
 /// Hands out the blocks of a disk and fills them.
@@ -228,10 +237,7 @@ mod tests {
             data.flush().unwrap();
             file.set_len(data.next_block() * BLOCK).unwrap();
             for (body, whole) in all {
-                let mut read = vec![0; whole.len() - body.tail.len()];
-                file.read_exact_at(&mut read, u64::from(body.first_block) * BLOCK).unwrap();
-                read.extend_from_slice(&body.tail);
-                prop_assert!(read == whole);
+                prop_assert!(body.read(&file).unwrap() == whole);
             }
         }
     }

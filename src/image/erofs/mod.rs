@@ -111,7 +111,7 @@ pub(crate) fn finish(tree: &Tree, mut data: DataWriter<'_>) -> Result<RootDisk, 
     file.write_all_at(&superblock.encode(), SUPERBLOCK_AT).map_err(Fault::Write)?;
     file.set_len(blocks * BLOCK).map_err(Fault::Write)?;
     punch_out_the_dead(tree, &order, file)?;
-    Ok(RootDisk { bytes: blocks * BLOCK, entries: placed.len() as u64 })
+    Ok(RootDisk { bytes: blocks * BLOCK, entries: placed.len() as u64, worker_manifest: None })
 }
 
 /// Finds every inode its place, and the data that is not yet in the data area too.

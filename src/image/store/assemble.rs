@@ -22,6 +22,7 @@ use crate::image::registry::{
     Blob, BlobStore, ConfigFile, ImageManifest, MAX_CONFIG_BYTES, Platform, Remote, parse_config,
 };
 use crate::image::types::Image;
+use crate::image::worker_manifest::WorkerManifest;
 
 use super::records::Records;
 
@@ -238,12 +239,17 @@ impl Build {
         };
         let mut ready = std::mem::take(&mut self.ready);
         let layers = (0..self.manifest.layers.len()).map(|index| self.layer(index, &mut ready));
-        build_root_disk(layers, &mut file, &Limits::default(), &mut progress).map_err(BuildFailure::Build)?;
+        let disk = build_root_disk(layers, &mut file, &Limits::default(), &mut progress)
+            .map_err(BuildFailure::Build)?;
+        let manifest = disk.worker_manifest.as_deref().map(WorkerManifest::parse).unwrap_or_default();
+        for problem in &manifest.problems {
+            tracing::warn!(image = %self.digest, "{problem}");
+        }
         let blobs = std::iter::once(&self.manifest.config).chain(&self.manifest.layers);
         let mut seen = HashSet::new();
         let blobs = blobs.map(|b| b.digest.to_string()).filter(|d| seen.insert(d.clone())).collect();
         let config = self.config.config.clone();
-        self.records.publish(&self.digest, &file, config, blobs).map_err(BuildFailure::Path)
+        self.records.publish(&self.digest, &file, config, manifest, blobs).map_err(BuildFailure::Path)
     }
 
     /// The next layer, once it is there.

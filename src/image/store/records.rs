@@ -19,13 +19,15 @@ use std::time::{Duration, SystemTime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::fsutil::{LockError, LockFile, PathError, create_private_dir, write_atomic};
+use crate::fsutil::{LockError, LockFile, PathError, TEMPORARY_PREFIX, create_private_dir, write_atomic};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::types::{Image, ImageConfig};
+use crate::image::worker_manifest::WorkerManifest;
 
-/// Version of [`ImageRecord`]; read and written by this version only.
-const IMAGE_RECORD_VERSION: u32 = 1;
+/// Version of [`ImageRecord`]; read and written by this version only. It also grows when more of an image's
+/// worker manifest is understood.
+const IMAGE_RECORD_VERSION: u32 = 2;
 /// Version of [`RefRecord`]; read and written by this version only.
 const REF_RECORD_VERSION: u32 = 1;
 /// Grows whenever the builder writes other bytes for the same layers: older disks are then built anew.
@@ -45,6 +47,7 @@ pub(super) struct ImageRecord {
     digest: String,
     config: ImageConfig,
     root_disk_bytes: u64,
+    worker_manifest: WorkerManifest,
     /// Digests of the config and the layers in `blobs/`, for whoever clears up there.
     blobs: Vec<String>,
 }
@@ -90,6 +93,7 @@ impl Records {
             config: record.config,
             root_disk,
             root_disk_bytes: record.root_disk_bytes,
+            worker_manifest: record.worker_manifest,
         }))
     }
 
@@ -146,6 +150,7 @@ impl Records {
         digest: &Digest,
         file: &File,
         config: ImageConfig,
+        worker_manifest: WorkerManifest,
         blobs: Vec<String>,
     ) -> Result<Image, PathError> {
         let (temp, root_disk) = (self.file(digest, TEMP_SUFFIX), self.file(digest, DISK_SUFFIX));
@@ -161,11 +166,12 @@ impl Records {
             digest: digest.to_string(),
             config: config.clone(),
             root_disk_bytes,
+            worker_manifest: worker_manifest.clone(),
             blobs,
         };
         // This also makes the rename above durable: it syncs the folder.
         write(&self.file(digest, ".json"), &record)?;
-        Ok(Image { digest: record.digest, config, root_disk, root_disk_bytes })
+        Ok(Image { digest: record.digest, config, root_disk, root_disk_bytes, worker_manifest })
     }
 
     /// Removes what processes that died left: disks nobody is building, temporary files of old records.
@@ -180,7 +186,8 @@ impl Records {
         }
         for folder in [&self.folder, &self.refs()] {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let is_temp = entry.file_name().to_str().is_some_and(|name| name.starts_with(".tmp-"));
+                let is_temp =
+                    entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX));
                 if is_temp && age(&entry).is_some_and(|age| age > STALE_TEMP_AGE) {
                     let _ = fs::remove_file(entry.path());
                 }
