@@ -27,7 +27,7 @@ use super::{AGENT_SOCKET, EXIT_FILE, ShimSpec};
 use crate::fsutil::write_atomic;
 use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE, VmmConfig};
-use crate::vm::vmm::VmmKind;
+use crate::vm::vmm::{VmmKind, VmmOrder};
 use crate::vm::wire::{FrameReader, write_frame};
 
 /// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
@@ -162,7 +162,8 @@ async fn spawn_vmm(spec: &ShimSpec) -> anyhow::Result<(Child, Console)> {
     let receiver = pipe::Receiver::from_owned_fd(receiver.into())?;
     let console = Console::start(receiver, &spec.log_dir).context("cannot open the console file")?;
     let mut stdin = vmm.stdin.take().context("the VMM has no standard input")?;
-    stdin.write_all(&serde_json::to_vec(&kind)?).await.context("the VMM did not take its configuration")?;
+    let order = VmmOrder { shim_pid: std::process::id(), kind };
+    stdin.write_all(&serde_json::to_vec(&order)?).await.context("the VMM did not take its configuration")?;
     Ok((vmm, console))
 }
 
