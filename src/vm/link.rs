@@ -20,12 +20,10 @@ use super::shim::{EXIT_FILE, SHIM_LOCK};
 use super::wire::{FrameReader, write_frame};
 use crate::fsutil::LockFile;
 use crate::logs::disk::{self, DiskQuery};
-use crate::logs::{DEFAULT_RING_BYTES, LogRing};
+use crate::logs::{DEFAULT_RING_BYTES, LogRing, RECORD_BYTES};
 
 /// How long a shim whose link has ended may take to be gone.
 const SHIM_EXIT_LIMIT: Duration = Duration::from_secs(5);
-/// About what a record weighs at least; bounds how many are read back to fill a ring.
-const SMALL_RECORD_BYTES: usize = 64;
 
 /// What a link knows about its machine.
 #[derive(Debug, Clone)]
@@ -174,7 +172,7 @@ async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
 pub(super) async fn refill(target: &LinkTarget, until_seq: u64) {
     let (dir, ring) = (target.log_dir.clone(), Arc::clone(&target.ring));
     let read = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        let tail = u64::try_from(DEFAULT_RING_BYTES / SMALL_RECORD_BYTES).unwrap_or(u64::MAX);
+        let tail = u64::try_from(DEFAULT_RING_BYTES / RECORD_BYTES).unwrap_or(u64::MAX);
         let query = DiskQuery { until_seq: Some(until_seq), tail: Some(tail), ..DiskQuery::default() };
         for record in disk::read(&dir, &query)? {
             ring.push(record?);

@@ -74,7 +74,8 @@ impl Output {
         self.next_seq
     }
 
-    /// Takes a chunk as the agent read it.
+    /// Takes a chunk as the agent read it. In portions: each of a megabyte of empty lines becomes a record
+    /// of many times its size.
     pub(super) fn feed(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
         let ts = Timestamp::from_nanosecond(i128::from(at_ns)).unwrap_or_default();
         let mut lines = Vec::new();
@@ -83,6 +84,12 @@ impl Output {
             Stream::Stderr => &mut self.stderr,
         };
         assembler.feed(ts, chunk, |line| lines.push((stream, line)));
+        for portion in chunk.chunks(MAX_RECORD_BYTES) {
+            self.feed_portion(stream, at_ns, portion);
+        }
+    }
+
+    fn feed_portion(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
         self.publish(lines);
     }
 
