@@ -122,7 +122,7 @@ async fn send_stop(writer: &mut OwnedWriteHalf, stop: &StopMachine) {
 }
 
 /// The last event. The record on disk stays: whoever takes this event may die before it is noted. The
-/// next adoption takes it away and recognises by its generation what is known already.
+/// next adoption recognises by its generation what is known already.
 async fn finish(status: ShimStatus, events: &mpsc::Sender<ShimStatus>) {
     // Nobody listening: the worker's actor is gone, and its successor adopts.
     let _ = events.send(status).await;
@@ -190,10 +190,4 @@ pub(super) async fn refill(target: &LinkTarget, until_seq: u64) {
 pub(super) fn read_last_word(run_dir: &Path) -> Option<ExitRecord> {
     let bytes = fs::read(run_dir.join(EXIT_FILE)).ok()?;
     serde_json::from_slice(&bytes).ok()
-}
-
-/// Removes the last word once it has been taken.
-pub(super) fn forget_last_word(run_dir: &Path) {
-    // Gone already is as good; a file that stays is recognised by its generation.
-    let _ = fs::remove_file(run_dir.join(EXIT_FILE));
 }

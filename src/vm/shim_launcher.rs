@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::launcher::{Adoption, Launcher, Machine};
-use super::link::{Link, LinkTarget, follow, forget_last_word, read_last_word, refill};
+use super::link::{Link, LinkTarget, follow, read_last_word, refill};
 use super::scratch;
 use super::shim::{AGENT_SOCKET, SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, ShimSpec};
 use super::spec::MachineSpec;
@@ -189,10 +189,8 @@ impl ShimLauncher {
         refill(&target, u64::MAX).await;
         let _ = fs::remove_file(target.run_dir.join(SHIM_SOCKET));
         match read_last_word(&target.run_dir) {
-            Some(exit) => {
-                forget_last_word(&target.run_dir);
-                Ok(Adoption::Ended(exit))
-            }
+            // It stays: this daemon may die before it is noted. The next shim takes it away.
+            Some(exit) => Ok(Adoption::Ended(exit)),
             None => Ok(Adoption::Nothing),
         }
     }
