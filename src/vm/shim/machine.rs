@@ -1,7 +1,6 @@
 //! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
 
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +11,6 @@ use iii_protocol::log::Stream;
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::Signal;
@@ -23,9 +21,8 @@ use super::agent_link::{self, FromAgent};
 use super::console::Console;
 use super::daemon_link::{self, FromDaemon, LinkContext};
 use super::output::Output;
-use super::{AGENT_SOCKET, EXIT_FILE, ShimSpec};
+use super::{AGENT_SOCKET, EXIT_FILE, Places, ShimSpec};
 use crate::fsutil::write_atomic;
-use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE, VmmConfig};
 use crate::vm::vmm::{VmmKind, VmmOrder};
 use crate::vm::wire::{FrameReader, write_frame};
@@ -55,12 +52,9 @@ pub(super) async fn run(
     spec: ShimSpec,
     birth: FrameReader<OwnedReadHalf>,
     birth_writer: OwnedWriteHalf,
-    daemons: UnixListener,
-    agents: UnixListener,
+    Places { daemons, agents, ring, output }: Places,
     mut terminate: Signal,
 ) -> anyhow::Result<()> {
-    let ring = Arc::new(LogRing::new(DEFAULT_RING_BYTES));
-    let output = Output::open(&spec.log_dir, spec.machine.generation, Arc::clone(&ring))?;
     let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
     let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now() + boot_limit };
     let status = watch::Sender::new(ShimStatus {
@@ -81,13 +75,7 @@ pub(super) async fn run(
     let (mut vmm, console) = match spawn_vmm(&spec).await {
         Ok(spawned) => spawned,
         Err(error) => {
-            let cause = ExitCause::CouldNotStart {
-                what: "machine".into(),
-                message: format!("{error:#}"),
-                hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
-            };
-            let generation = spec.machine.generation;
-            let exit = ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false };
+            let exit = no_start(&spec, &error);
             let written = write_last_word(&spec, &exit);
             publish_end(&status, &output, exit);
             // The last word is on disk; a daemon that does not read it now finds it there.
@@ -134,6 +122,21 @@ pub(super) async fn run(
     // only way it is told at all.
     let _ = timeout(LAST_WORD_LIMIT, links).await;
     written
+}
+
+/// The last word of a shim that did not get as far as a machine.
+pub(super) fn could_not_start(spec: &ShimSpec, error: &anyhow::Error) -> anyhow::Result<()> {
+    write_last_word(spec, &no_start(spec, error))
+}
+
+fn no_start(spec: &ShimSpec, error: &anyhow::Error) -> ExitRecord {
+    let cause = ExitCause::CouldNotStart {
+        what: "machine".into(),
+        message: format!("{error:#}"),
+        hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
+    };
+    let generation = spec.machine.generation;
+    ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false }
 }
 
 /// Never, when there is no deadline.
