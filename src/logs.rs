@@ -10,8 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use iii_protocol::log::LogRecord;
 use tokio::sync::watch;
 
-/// Payload bytes a ring holds by default.
+/// Bytes a ring holds by default.
 pub const DEFAULT_RING_BYTES: usize = 256 * 1024;
+/// What a record weighs beside its payload: without it, a ring of empty lines would take a hundred times
+/// its limit.
+pub const RECORD_BYTES: usize = size_of::<LogRecord>();
 
 /// A bounded run of consecutive records, addressed by their numbers.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub enum Chunk {
 }
 
 impl LogRing {
-    /// An empty ring that holds `limit_bytes` of output.
+    /// An empty ring that holds `limit_bytes` of records: their output and [`RECORD_BYTES`] each.
     pub fn new(limit_bytes: usize) -> LogRing {
         LogRing { inner: Mutex::default(), next: watch::Sender::new(0), limit_bytes }
     }
@@ -64,11 +67,11 @@ impl LogRing {
             }
         }
         let next = record.seq + 1;
-        inner.bytes += record.bytes.len();
+        inner.bytes += RECORD_BYTES + record.bytes.len();
         inner.records.push_back(record);
         while inner.bytes > self.limit_bytes && inner.records.len() > 1 {
             if let Some(old) = inner.records.pop_front() {
-                inner.bytes -= old.bytes.len();
+                inner.bytes -= RECORD_BYTES + old.bytes.len();
             }
         }
         drop(inner);
@@ -89,5 +92,24 @@ impl LogRing {
         }
         let skip = usize::try_from(from - oldest).unwrap_or(usize::MAX);
         Chunk::Records(inner.records.iter().skip(skip).take(max).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iii_protocol::log::Stream;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_empty_lines_takes_no_more_memory_than_long_ones() {
+        let ring = LogRing::new(100 * RECORD_BYTES);
+        for seq in 1..=1000 {
+            let ts = Timestamp::UNIX_EPOCH;
+            ring.push(LogRecord { seq, ts, generation: 1, stream: Stream::Stdout, bytes: b"\n".to_vec() });
+        }
+        assert!(ring.lock().records.len() <= 100);
+        assert_eq!(*ring.subscribe().borrow(), 1001);
     }
 }

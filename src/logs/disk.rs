@@ -88,7 +88,10 @@ impl LogFiles {
     }
 
     fn rotate(&mut self) -> Result<(), PathError> {
-        for age in (0..self.max_files.saturating_sub(1)).rev() {
+        // Missing already: an earlier rotation got this far and could not make the new file. Shifting
+        // again would push out one old file per try.
+        let is_due = file_path(&self.dir, 0).exists();
+        for age in (0..self.max_files.saturating_sub(1)).rev().filter(|_| is_due) {
             let from = file_path(&self.dir, age);
             match fs::rename(&from, file_path(&self.dir, age + 1)) {
                 Ok(()) => {}
@@ -287,6 +290,19 @@ mod tests {
         assert_eq!(files.next_seq(), 2);
         files.append(&[record(2, 1, "next\n")]).unwrap();
         assert_eq!(texts(dir.path(), &DiskQuery::default()), ["whole\n", "next\n"]);
+    }
+
+    #[test]
+    fn a_rotation_that_fails_halfway_pushes_out_no_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = LogFiles::open(dir.path(), 1, 3).unwrap();
+        files.append(&[record(1, 1, "one")]).unwrap();
+        files.append(&[record(2, 1, "two")]).unwrap();
+        // What a rotation leaves whose new file the disk had no room for, twice.
+        fs::rename(dir.path().join("output.jsonl.1"), dir.path().join("output.jsonl.2")).unwrap();
+        fs::rename(dir.path().join(CURRENT), dir.path().join("output.jsonl.1")).unwrap();
+        files.append(&[record(3, 1, "three")]).unwrap();
+        assert_eq!(texts(dir.path(), &DiskQuery::default()), ["one", "two", "three"]);
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub trait Launcher: Send + Sync + 'static {
 pub enum Adoption {
     /// Nothing: it is not running and has left no word.
     Nothing,
-    /// It ended while no daemon was there. Told once: the record on disk is consumed.
+    /// It ended, maybe while no daemon was there. Told again until the next launch: what is known already
+    /// is recognised by its generation.
     Ended(ExitRecord),
     /// It runs, and is ours now.
     Running(Machine),

@@ -20,12 +20,10 @@ use super::shim::{EXIT_FILE, SHIM_LOCK};
 use super::wire::{FrameReader, write_frame};
 use crate::fsutil::LockFile;
 use crate::logs::disk::{self, DiskQuery};
-use crate::logs::{DEFAULT_RING_BYTES, LogRing};
+use crate::logs::{DEFAULT_RING_BYTES, LogRing, RECORD_BYTES};
 
 /// How long a shim whose link has ended may take to be gone.
 const SHIM_EXIT_LIMIT: Duration = Duration::from_secs(5);
-/// About what a record weighs at least; bounds how many are read back to fill a ring.
-const SMALL_RECORD_BYTES: usize = 64;
 
 /// What a link knows about its machine.
 #[derive(Debug, Clone)]
@@ -124,7 +122,7 @@ async fn send_stop(writer: &mut OwnedWriteHalf, stop: &StopMachine) {
 }
 
 /// The last event. The record on disk stays: whoever takes this event may die before it is noted. The
-/// next adoption takes it away and recognises by its generation what is known already.
+/// next adoption recognises by its generation what is known already.
 async fn finish(status: ShimStatus, events: &mpsc::Sender<ShimStatus>) {
     // Nobody listening: the worker's actor is gone, and its successor adopts.
     let _ = events.send(status).await;
@@ -174,7 +172,7 @@ async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
 pub(super) async fn refill(target: &LinkTarget, until_seq: u64) {
     let (dir, ring) = (target.log_dir.clone(), Arc::clone(&target.ring));
     let read = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        let tail = u64::try_from(DEFAULT_RING_BYTES / SMALL_RECORD_BYTES).unwrap_or(u64::MAX);
+        let tail = u64::try_from(DEFAULT_RING_BYTES / RECORD_BYTES).unwrap_or(u64::MAX);
         let query = DiskQuery { until_seq: Some(until_seq), tail: Some(tail), ..DiskQuery::default() };
         for record in disk::read(&dir, &query)? {
             ring.push(record?);
@@ -192,10 +190,4 @@ pub(super) async fn refill(target: &LinkTarget, until_seq: u64) {
 pub(super) fn read_last_word(run_dir: &Path) -> Option<ExitRecord> {
     let bytes = fs::read(run_dir.join(EXIT_FILE)).ok()?;
     serde_json::from_slice(&bytes).ok()
-}
-
-/// Removes the last word once it has been taken.
-pub(super) fn forget_last_word(run_dir: &Path) {
-    // Gone already is as good; a file that stays is recognised by its generation.
-    let _ = fs::remove_file(run_dir.join(EXIT_FILE));
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use iii_protocol::api::{ErrorBody, ErrorCode};
+use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use crate::fsutil::{LockFile, PathError, create_private_dir, sweep_prefixed, temporary};
@@ -72,6 +73,11 @@ impl From<&ScratchError> for ErrorBody {
     }
 }
 
+/// Where the worker's scratch disk is, or will be.
+pub fn path(home: &Home, worker: &str) -> PathBuf {
+    home.managed(worker).join(SCRATCH_NAME)
+}
+
 /// Makes sure the worker has a scratch disk of at least `bytes`. One that is larger already is left as
 /// it is; a smaller one grows, with its contents. Removes what a killed process left of an unfinished copy. Blocks;
 /// only for whoever holds the lock of the worker's shim.
@@ -79,7 +85,7 @@ pub fn ensure(home: &Home, worker: &str, bytes: u64) -> Result<PathBuf, ScratchE
     let folder = home.managed(worker);
     create_private_dir(&folder)?;
     sweep_prefixed(&folder, UNFINISHED);
-    let disk = folder.join(SCRATCH_NAME);
+    let disk = path(home, worker);
     match fs::metadata(&disk) {
         Ok(meta) if meta.len() >= bytes => Ok(disk),
         Ok(_) => grow(&disk, bytes).map(|()| disk),
@@ -133,9 +139,12 @@ fn make_file_system(path: &Path) -> Result<(), ScratchError> {
 }
 
 fn grow(disk: &Path, bytes: u64) -> Result<(), ScratchError> {
+    // A machine that still has it (one of a project that was moved, or that is just being killed) would be
+    // ruined: its VMM holds this lock.
+    let file = File::options().write(true).open(disk).map_err(PathError::new("open", disk))?;
+    file.lock().map_err(PathError::new("lock", disk))?;
     // resize2fs insists on a check first; 1 means "mended", which is as good.
     run("e2fsck", &["-f", "-p"], disk, 1)?;
-    let file = File::options().write(true).open(disk).map_err(PathError::new("open", disk))?;
     file.set_len(bytes).map_err(PathError::new("size", disk))?;
     run("resize2fs", &[], disk, 0)?;
     file.sync_all().map_err(PathError::new("sync", disk))?;
@@ -169,8 +178,13 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<(), PathError> {
         target.as_file().set_len(length)?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut at = 0;
-        // ENXIO: no data after `at`.
-        while let Ok(start) = lseek(&source, at, Whence::SeekData) {
+        loop {
+            let start = match lseek(&source, at, Whence::SeekData) {
+                Ok(start) => start,
+                // No data after `at`.
+                Err(Errno::ENXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
             let end = lseek(&source, start, Whence::SeekHole)?;
             let start_bytes = u64::try_from(start).map_err(io::Error::other)?;
             source.seek(SeekFrom::Start(start_bytes))?;

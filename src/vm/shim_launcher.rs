@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::launcher::{Adoption, Launcher, Machine};
-use super::link::{Link, LinkTarget, follow, forget_last_word, read_last_word, refill};
+use super::link::{Link, LinkTarget, follow, read_last_word, refill};
 use super::scratch;
 use super::shim::{AGENT_SOCKET, SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, ShimSpec};
 use super::spec::MachineSpec;
@@ -75,8 +75,9 @@ impl ShimLauncher {
         self.home.machine_run(&self.project, worker)
     }
 
-    /// What can be known to fail is found out before anything is started. Blocks.
-    fn prepare(&self, machine: MachineSpec) -> Result<(ShimSpec, File), ErrorBody> {
+    /// What can be known to fail is found out before anything is started; then waits for the shim before
+    /// this one to be gone. Blocks.
+    fn prepare(&self, machine: MachineSpec, first_seq: u64) -> Result<(ShimSpec, File), ErrorBody> {
         let libkrunfw = match self.kind {
             Kind::Krun => {
                 host::check_kvm()?;
@@ -92,26 +93,29 @@ impl ShimLauncher {
             create_private_dir(dir).map_err(path_error)?;
         }
         host::check_free_space(self.home.root())?;
-        // Waits for the shim before this one to be gone; its machine then is gone too, or still has the
-        // scratch disk locked, which the new VMM waits for.
+        // The machine of that shim then is gone too, or still has the scratch disk locked, which the new
+        // VMM waits for.
         let lock = LockFile::acquire(&run_dir.join(SHIM_LOCK)).map_err(|e| match e {
             LockError::Path(e) => path_error(e),
             held @ LockError::Held { .. } => internal(held.to_string()),
         })?;
         sweep_temporary(&run_dir);
-        let scratch_disk = scratch::ensure(&self.home, &machine.worker, machine.resources.disk_bytes)
-            .map_err(|e| ErrorBody::from(&e))?;
-        Ok((ShimSpec { machine, run_dir, log_dir, scratch_disk, libkrunfw }, lock.into_file()))
+        let scratch_disk = scratch::path(&self.home, &machine.worker);
+        Ok((ShimSpec { machine, run_dir, log_dir, scratch_disk, first_seq, libkrunfw }, lock.into_file()))
     }
 
     async fn launch(self, machine: MachineSpec, ring: Arc<LogRing>) -> Result<Machine, ErrorBody> {
         let worker = machine.worker.clone();
-        let launcher = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || launcher.prepare(machine));
+        let (launcher, first_seq) = (self.clone(), *ring.subscribe().borrow());
+        let (home, disk_bytes) = (self.home.clone(), machine.resources.disk_bytes);
+        let prepared = tokio::task::spawn_blocking(move || launcher.prepare(machine, first_seq));
         let (spec, lock) = match timeout(LOCK_LIMIT, prepared).await {
             Ok(joined) => joined.map_err(|e| internal(e.to_string()))??,
             Err(_) => return Err(self.still_held(&worker)),
         };
+        // Not part of the wait above: a large disk that has to grow takes its time.
+        let made = tokio::task::spawn_blocking(move || scratch::ensure(&home, &worker, disk_bytes));
+        made.await.map_err(|e| internal(e.to_string()))?.map_err(|e| ErrorBody::from(&e))?;
         let (ours, theirs) = StdUnixStream::pair().map_err(|e| internal(format!("no socket pair: {e}")))?;
         let shim_log = open_shim_log(&spec.run_dir).map_err(path_error)?;
         let mut command = Command::new("/proc/self/exe");
@@ -190,10 +194,8 @@ impl ShimLauncher {
         refill(&target, u64::MAX).await;
         let _ = fs::remove_file(target.run_dir.join(SHIM_SOCKET));
         match read_last_word(&target.run_dir) {
-            Some(exit) => {
-                forget_last_word(&target.run_dir);
-                Ok(Adoption::Ended(exit))
-            }
+            // It stays: this daemon may die before it is noted. The next shim takes it away.
+            Some(exit) => Ok(Adoption::Ended(exit)),
             None => Ok(Adoption::Nothing),
         }
     }

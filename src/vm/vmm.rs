@@ -17,6 +17,16 @@ const EXIT_NOT_ENTERED: u8 = 125;
 /// The most bytes of configuration that are read.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
+/// What `iii __vmm` reads from its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VmmOrder {
+    /// Process id of the shim; there is no machine without it.
+    pub(super) shim_pid: u32,
+    /// What to become.
+    pub(super) kind: VmmKind,
+}
+
 /// What to become.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -49,15 +59,17 @@ fn complain(error: &anyhow::Error) {
 }
 
 fn start() -> anyhow::Result<std::convert::Infallible> {
-    // The machine must not outlive the shim that knows about it. The flag is about the parent's end, so
-    // a parent that ended before it was set shows as a changed parent.
-    let parent = nix::unistd::getppid();
+    // The machine must not outlive the shim that knows about it. The flag is about the parent's end to
+    // come; a shim that ended before it was set (it may have left its order in the pipe) is not the
+    // parent any more.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    anyhow::ensure!(nix::unistd::getppid() == parent, "the shim ended before its machine began");
-
     let mut text = Vec::new();
     std::io::stdin().lock().take(MAX_CONFIG_BYTES).read_to_end(&mut text)?;
-    match serde_json::from_slice(&text)? {
+    let VmmOrder { shim_pid, kind } = serde_json::from_slice(&text)?;
+    let parent = u32::try_from(nix::unistd::getppid().as_raw())?;
+    anyhow::ensure!(parent == shim_pid, "the shim ended before its machine began");
+
+    match kind {
         VmmKind::Krun(config) => {
             let _scratch = lock_disk(&config.scratch_disk)?;
             Err(krun::enter(&config).into())

@@ -33,8 +33,10 @@ pub fn error_of(worker: &str, cause: &ExitCause) -> ErrorBody {
     ErrorBody { code, message, hint }
 }
 
-/// The end of a machine that was killed because it did not come up.
+/// The end of a machine that was killed because it did not come up. The shim takes that kill for a request;
+/// it is none of anybody's, and the restart policy has to judge it.
 pub fn overdue(exit: ExitRecord) -> ExitRecord {
+    let exit = ExitRecord { requested: false, ..exit };
     if exit.cause.is_could_not_start() {
         return exit;
     }

@@ -55,9 +55,10 @@ impl Record {
         self.exits.truncate(MAX_EXITS);
     }
 
-    /// Whether the end of this generation is known.
+    /// Whether the end of this generation is known, or was until later ones took its place.
     pub fn has_exit(&self, generation: u64) -> bool {
         self.exits.iter().any(|exit| exit.generation == generation)
+            || self.exits.last().is_some_and(|oldest| generation < oldest.generation)
     }
 }
 

@@ -166,8 +166,12 @@ pub(super) async fn launch(
     launcher: Arc<dyn Launcher>,
 ) -> Result<Machine, Failure> {
     let _gate = kit.gate.clone().lock_owned().await;
-    let ring = kit.ring.clone();
-    let launch = guarded(async move { launcher.launch(spec, ring).await });
+    let (ring, store) = (kit.ring.clone(), kit.store.clone());
+    let launch = guarded(async move {
+        // The new shim takes the last word of the one before away: by then it must be noted on disk.
+        store.flushed().await;
+        launcher.launch(spec, ring).await
+    });
     match timeout(LAUNCH_TIMEOUT, launch).await {
         Ok(Ok(machine)) => Ok(machine),
         Ok(Err(error)) => {

@@ -10,6 +10,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
+use super::machine::plain;
+
 /// Name of the console file in the worker's log folder; `console.log.1` is the one before.
 pub const CONSOLE_NAME: &str = "console.log";
 /// Bytes after which the console file is rotated; two are kept, so a guest cannot fill the disk with it.
@@ -44,7 +46,7 @@ impl Console {
     pub(super) fn tail(&self) -> String {
         let bytes: Vec<u8> =
             self.tail.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
+        let text = plain(&String::from_utf8_lossy(&bytes));
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }

@@ -1,7 +1,6 @@
 //! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
 
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +11,6 @@ use iii_protocol::log::Stream;
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::Signal;
@@ -23,17 +21,23 @@ use super::agent_link::{self, FromAgent};
 use super::console::Console;
 use super::daemon_link::{self, FromDaemon, LinkContext};
 use super::output::Output;
-use super::{AGENT_SOCKET, EXIT_FILE, ShimSpec};
+use super::{AGENT_SOCKET, EXIT_FILE, Places, ShimSpec};
 use crate::fsutil::write_atomic;
-use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE, VmmConfig};
-use crate::vm::vmm::VmmKind;
+use crate::vm::vmm::{VmmKind, VmmOrder};
 use crate::vm::wire::{FrameReader, write_frame};
 
 /// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
 const AGENT_QUEUE: usize = 8;
+/// Frames to the agent that may wait. A plan, an acknowledgement and some stops are all there ever is, and
+/// behind each a deadline runs: what a guest that does not read has no room for can be dropped.
+const TO_AGENT_QUEUE: usize = 8;
 /// Requests from daemons that may wait.
 const DAEMON_QUEUE: usize = 16;
+/// The longest grace of a stop; keeps deadlines far from the end of the calendar.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Characters kept of a text that the guest says; it ends up in records, on links and on terminals.
+const MAX_GUEST_CHARS: usize = 4096;
 /// What the guest has beyond a stop's grace to say its last word, before the VMM is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 /// What the guest has to power off after its last word was acknowledged.
@@ -48,12 +52,9 @@ pub(super) async fn run(
     spec: ShimSpec,
     birth: FrameReader<OwnedReadHalf>,
     birth_writer: OwnedWriteHalf,
-    daemons: UnixListener,
-    agents: UnixListener,
+    Places { daemons, agents, ring, output }: Places,
     mut terminate: Signal,
 ) -> anyhow::Result<()> {
-    let ring = Arc::new(LogRing::new(DEFAULT_RING_BYTES));
-    let output = Output::open(&spec.log_dir, spec.machine.generation, Arc::clone(&ring))?;
     let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
     let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now() + boot_limit };
     let status = watch::Sender::new(ShimStatus {
@@ -74,13 +75,7 @@ pub(super) async fn run(
     let (mut vmm, console) = match spawn_vmm(&spec).await {
         Ok(spawned) => spawned,
         Err(error) => {
-            let cause = ExitCause::CouldNotStart {
-                what: "machine".into(),
-                message: format!("{error:#}"),
-                hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
-            };
-            let generation = spec.machine.generation;
-            let exit = ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false };
+            let exit = no_start(&spec, &error);
             let written = write_last_word(&spec, &exit);
             publish_end(&status, &output, exit);
             // The last word is on disk; a daemon that does not read it now finds it there.
@@ -96,9 +91,12 @@ pub(super) async fn run(
         status,
         output,
         console,
+        born: Instant::now(),
         agent: Agent::Absent,
+        greeted: false,
         running_since: None,
         last_word: None,
+        is_written: false,
         verdict: None,
         stop_requested: false,
         orphaned_at: None,
@@ -110,19 +108,35 @@ pub(super) async fn run(
         tokio::select! {
             // What the agent said comes before what happened to the VMM.
             biased;
-            Some(event) = from_agent.recv() => machine.on_agent(event, &mut vmm).await,
-            Some(event) = from_daemon.recv() => machine.on_daemon(event, &mut vmm).await,
+            Some(event) = from_agent.recv() => machine.on_agent(event, &mut vmm),
+            Some(event) = from_daemon.recv() => machine.on_daemon(event, &mut vmm),
             result = vmm.wait(), if vmm_ended.is_none() => vmm_ended = Some(result?),
             () = at(kill_at), if vmm_ended.is_none() => machine.on_deadline(&mut vmm),
-            () = at(orphan_at) => machine.on_orphaned(&mut vmm).await,
-            Some(()) = terminate.recv() => machine.on_orphaned(&mut vmm).await,
+            () = at(orphan_at) => machine.on_orphaned(&mut vmm),
+            Some(()) = terminate.recv() => machine.on_orphaned(&mut vmm),
         }
     }
-    machine.conclude(vmm_ended.context("the VMM has not ended")?).await?;
+    let written = machine.conclude(vmm_ended.context("the VMM has not ended")?).await;
     drop(machine);
-    // As above: whoever is too slow finds everything on disk.
+    // As above: whoever is too slow finds everything on disk. If the disk would not take it, this is the
+    // only way it is told at all.
     let _ = timeout(LAST_WORD_LIMIT, links).await;
-    Ok(())
+    written
+}
+
+/// The last word of a shim that did not get as far as a machine.
+pub(super) fn could_not_start(spec: &ShimSpec, error: &anyhow::Error) -> anyhow::Result<()> {
+    write_last_word(spec, &no_start(spec, error))
+}
+
+fn no_start(spec: &ShimSpec, error: &anyhow::Error) -> ExitRecord {
+    let cause = ExitCause::CouldNotStart {
+        what: "machine".into(),
+        message: format!("{error:#}"),
+        hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
+    };
+    let generation = spec.machine.generation;
+    ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false }
 }
 
 /// Never, when there is no deadline.
@@ -162,7 +176,8 @@ async fn spawn_vmm(spec: &ShimSpec) -> anyhow::Result<(Child, Console)> {
     let receiver = pipe::Receiver::from_owned_fd(receiver.into())?;
     let console = Console::start(receiver, &spec.log_dir).context("cannot open the console file")?;
     let mut stdin = vmm.stdin.take().context("the VMM has no standard input")?;
-    stdin.write_all(&serde_json::to_vec(&kind)?).await.context("the VMM did not take its configuration")?;
+    let order = VmmOrder { shim_pid: std::process::id(), kind };
+    stdin.write_all(&serde_json::to_vec(&order)?).await.context("the VMM did not take its configuration")?;
     Ok((vmm, console))
 }
 
@@ -170,8 +185,9 @@ async fn spawn_vmm(spec: &ShimSpec) -> anyhow::Result<(Child, Console)> {
 enum Agent {
     /// Not connected yet.
     Absent,
-    /// Connected.
-    Here(OwnedWriteHalf),
+    /// Connected; what is put here is written by a task of its own, so that a guest that does not read
+    /// holds up neither a deadline nor a stop.
+    Here(mpsc::Sender<Frame>),
     /// Its link has ended.
     Gone,
 }
@@ -188,10 +204,15 @@ struct Machine {
     status: watch::Sender<ShimStatus>,
     output: Output,
     console: Console,
+    born: Instant,
     agent: Agent,
+    /// The agent has said hello and has its plan.
+    greeted: bool,
     running_since: Option<Timestamp>,
-    /// The agent's own account of the end: the truth, if there is one. On disk already.
+    /// The agent's own account of the end: the truth, if there is one.
     last_word: Option<ExitRecord>,
+    /// The last word is on disk.
+    is_written: bool,
     /// Why we ended it ourselves.
     verdict: Option<ExitCause>,
     stop_requested: bool,
@@ -202,9 +223,13 @@ struct Machine {
 }
 
 impl Machine {
-    async fn on_agent(&mut self, event: FromAgent, vmm: &mut Child) {
+    fn on_agent(&mut self, event: FromAgent, vmm: &mut Child) {
         match event {
-            FromAgent::Connected(writer) => self.agent = Agent::Here(writer),
+            FromAgent::Connected(writer) => {
+                let (queue, frames) = mpsc::channel(TO_AGENT_QUEUE);
+                tokio::spawn(write_frames(writer, frames));
+                self.agent = Agent::Here(queue);
+            }
             FromAgent::Gone => {
                 self.agent = Agent::Gone;
                 // After the last word there is nothing left to lose; before it there is nothing left to
@@ -212,8 +237,8 @@ impl Machine {
                 kill(vmm);
             }
             FromAgent::Frame(frame) => {
-                if let Err(error) = self.on_frame(&frame).await {
-                    let message = format!("the guest's agent said something wrong: {error:#}");
+                if let Err(error) = self.on_frame(&frame) {
+                    let message = plain(&format!("the guest's agent said something wrong: {error:#}"));
                     self.verdict.get_or_insert(ExitCause::VmmDied { detail: message });
                     kill(vmm);
                 }
@@ -221,19 +246,28 @@ impl Machine {
         }
     }
 
-    async fn on_frame(&mut self, frame: &Frame) -> anyhow::Result<()> {
+    /// The guest may say anything: what is out of turn ends the machine, so that it cannot put off a
+    /// deadline, and after the last word nothing counts.
+    fn on_frame(&mut self, frame: &Frame) -> anyhow::Result<()> {
+        if self.last_word.is_some() {
+            return Ok(());
+        }
         match frame.kind {
             guest::KIND_HELLO => {
                 let hello: Hello = frame.parse()?;
                 anyhow::ensure!(hello.version == guest::VERSION, "it speaks version {}", hello.version);
-                tracing::info!(kernel = hello.kernel, uptime_ms = hello.uptime_ms, "hello");
+                anyhow::ensure!(!self.greeted, "it said hello twice");
+                self.greeted = true;
+                tracing::info!(kernel = plain(&hello.kernel), uptime_ms = hello.uptime_ms, "hello");
                 let plan = self.plan();
-                self.say(&Frame::json(guest::KIND_PLAN, &plan)).await;
+                self.say(Frame::json(guest::KIND_PLAN, &plan));
                 if self.stop_requested {
-                    self.say_stop(0).await;
+                    self.say_stop(0);
                 }
             }
+            _ if !self.greeted => anyhow::bail!("a frame of kind {} before its hello", frame.kind),
             guest::KIND_STARTED => {
+                anyhow::ensure!(self.running_since.is_none(), "it started the workload twice");
                 let since = Timestamp::now();
                 self.running_since = Some(since);
                 if !self.stop_requested {
@@ -242,6 +276,7 @@ impl Machine {
                 }
             }
             guest::KIND_STDOUT | guest::KIND_STDERR => {
+                anyhow::ensure!(self.running_since.is_some(), "output before the workload's start");
                 let (at_ns, bytes) = guest::parse_output(&frame.payload).context("a short output frame")?;
                 let stream = if frame.kind == guest::KIND_STDOUT { Stream::Stdout } else { Stream::Stderr };
                 self.output.feed(stream, at_ns, bytes);
@@ -249,11 +284,17 @@ impl Machine {
             guest::KIND_EXIT => {
                 let Exit { cause, uptime_ms } = frame.parse()?;
                 self.output.finish();
-                let exit = self.record(cause, uptime_ms);
-                write_last_word(&self.spec, &exit)?;
+                // It cannot have run longer than its machine: a long run makes earlier deaths forgotten.
+                let uptime_ms = uptime_ms.min(u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0));
+                let exit = self.record(agents_cause(cause)?, uptime_ms);
+                match write_last_word(&self.spec, &exit) {
+                    Ok(()) => self.is_written = true,
+                    // It is true all the same: it is told over the link, and tried again at the end.
+                    Err(error) => tracing::warn!("{error:#}"),
+                }
                 self.last_word = Some(exit);
                 self.kill_at = Some(Instant::now() + POWER_OFF_LIMIT);
-                self.say(&Frame { kind: guest::KIND_EXIT_ACK, payload: Vec::new() }).await;
+                self.say(Frame { kind: guest::KIND_EXIT_ACK, payload: Vec::new() });
             }
             kind => anyhow::bail!("a frame of unknown kind {kind}"),
         }
@@ -276,7 +317,7 @@ impl Machine {
         }
     }
 
-    async fn on_daemon(&mut self, event: FromDaemon, vmm: &mut Child) {
+    fn on_daemon(&mut self, event: FromDaemon, vmm: &mut Child) {
         match event {
             FromDaemon::Attached(link) => {
                 tracing::debug!(link, "a daemon is there");
@@ -286,7 +327,7 @@ impl Machine {
                 tracing::info!(link, "the daemon is gone");
                 self.orphaned_at = Some(Instant::now());
             }
-            FromDaemon::Stop(StopMachine { grace_ms }) => self.stop(grace_ms, vmm).await,
+            FromDaemon::Stop(StopMachine { grace_ms }) => self.stop(grace_ms, vmm),
         }
     }
 
@@ -295,19 +336,19 @@ impl Machine {
         Some(since + Duration::from_millis(self.spec.machine.orphan_grace_ms))
     }
 
-    async fn on_orphaned(&mut self, vmm: &mut Child) {
+    fn on_orphaned(&mut self, vmm: &mut Child) {
         tracing::info!("no daemon has come back, or the shim was told to end: stopping");
-        self.stop(self.spec.machine.stop_timeout_ms, vmm).await;
+        self.stop(self.spec.machine.stop_timeout_ms, vmm);
     }
 
     /// A second stop may shorten the grace, never lengthen it.
-    async fn stop(&mut self, grace_ms: u64, vmm: &mut Child) {
+    fn stop(&mut self, grace_ms: u64, vmm: &mut Child) {
         let first = !self.stop_requested;
         self.stop_requested = true;
         if self.last_word.is_some() {
             return;
         }
-        let grace = Duration::from_millis(grace_ms);
+        let grace = Duration::from_millis(grace_ms).min(LONGEST_GRACE);
         let kill_at = Instant::now() + grace + STOP_MARGIN;
         self.kill_at = Some(match self.kill_at {
             Some(earlier) if !first => earlier.min(kill_at),
@@ -318,15 +359,15 @@ impl Machine {
             deadline: Timestamp::now() + grace,
         });
         match self.agent {
-            Agent::Here(_) => self.say_stop(grace_ms).await,
+            Agent::Here(_) => self.say_stop(grace_ms),
             // Nothing of the user's runs yet: there is nobody to be polite to.
             Agent::Absent | Agent::Gone => kill(vmm),
         }
     }
 
-    async fn say_stop(&mut self, grace_ms: u64) {
+    fn say_stop(&self, grace_ms: u64) {
         let stop = Stop { signal: self.spec.machine.stop_signal, grace_ms };
-        self.say(&Frame::json(guest::KIND_STOP, &stop)).await;
+        self.say(Frame::json(guest::KIND_STOP, &stop));
     }
 
     fn on_deadline(&mut self, vmm: &mut Child) {
@@ -345,11 +386,11 @@ impl Machine {
     }
 
     /// A broken link shows as its end soon enough, so a failed write is not an event of its own.
-    async fn say(&mut self, frame: &Frame) {
-        if let Agent::Here(writer) = &mut self.agent
-            && let Err(error) = write_frame(writer, frame).await
+    fn say(&self, frame: Frame) {
+        if let Agent::Here(queue) = &self.agent
+            && let Err(error) = queue.try_send(frame)
         {
-            tracing::debug!(%error, kind = frame.kind, "the agent did not take a frame");
+            tracing::debug!(%error, "the agent does not take a frame");
         }
     }
 
@@ -371,10 +412,7 @@ impl Machine {
             u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or(0)
         });
         let exit = match (self.last_word.take(), self.verdict.take()) {
-            (Some(exit), _) => {
-                publish_end(&self.status, &self.output, exit);
-                return Ok(());
-            }
+            (Some(exit), _) => exit,
             (None, Some(verdict)) => self.record(verdict, ran_ms),
             (None, None) if self.stop_requested => self.record(ExitCause::Signal { signal: SIGKILL }, ran_ms),
             (None, None) if self.running_since.is_some() => {
@@ -390,7 +428,10 @@ impl Machine {
                 )
             }
         };
-        let written = write_last_word(&self.spec, &exit);
+        let written = match self.is_written {
+            true => Ok(()),
+            false => write_last_word(&self.spec, &exit),
+        };
         publish_end(&self.status, &self.output, exit);
         written
     }
@@ -399,6 +440,35 @@ impl Machine {
         let generation = self.spec.machine.generation;
         ExitRecord { generation, at: Timestamp::now(), uptime_ms, cause, requested: self.stop_requested }
     }
+}
+
+async fn write_frames(mut writer: OwnedWriteHalf, mut frames: mpsc::Receiver<Frame>) {
+    while let Some(frame) = frames.recv().await {
+        if let Err(error) = write_frame(&mut writer, &frame).await {
+            tracing::debug!(%error, kind = frame.kind, "the agent did not take a frame");
+            return;
+        }
+    }
+}
+
+/// An agent's word about an end, as far as it is the agent's to say.
+fn agents_cause(cause: ExitCause) -> anyhow::Result<ExitCause> {
+    match cause {
+        ExitCause::Exit { .. } | ExitCause::Signal { .. } | ExitCause::Oom => Ok(cause),
+        ExitCause::CouldNotStart { what, message, hint } => Ok(ExitCause::CouldNotStart {
+            what: plain(&what),
+            message: plain(&message),
+            hint: hint.map(|hint| plain(&hint)),
+        }),
+        ExitCause::VmmDied { .. } | ExitCause::ShimDied => {
+            anyhow::bail!("it cannot know of an end by `{cause}`")
+        }
+    }
+}
+
+/// A text from the guest, short and without a terminal's control sequences.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).take(MAX_GUEST_CHARS).collect()
 }
 
 /// A daemon that misses the message finds the file.

@@ -24,6 +24,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use iii_protocol::shim::KIND_LAUNCH;
@@ -33,8 +34,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use console::CONSOLE_NAME;
 
+use self::output::Output;
 use super::spec::MachineSpec;
 use super::wire::FrameReader;
+use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 
 /// The socket a daemon attaches to, in the run folder.
 pub(super) const SHIM_SOCKET: &str = "shim.sock";
@@ -59,6 +62,8 @@ pub(super) struct ShimSpec {
     pub(super) log_dir: PathBuf,
     /// Writable disk.
     pub(super) scratch_disk: PathBuf,
+    /// The least number of its first log record.
+    pub(super) first_seq: u64,
     /// Guest kernel; `None` runs the agent as a plain process (test builds only).
     pub(super) libkrunfw: Option<PathBuf>,
 }
@@ -82,6 +87,34 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// What a machine needs around it.
+struct Places {
+    daemons: UnixListener,
+    agents: UnixListener,
+    ring: Arc<LogRing>,
+    output: Output,
+}
+
+impl Places {
+    fn set_up(spec: &ShimSpec) -> anyhow::Result<Places> {
+        for stale in [SHIM_SOCKET, AGENT_SOCKET, EXIT_FILE] {
+            let path = spec.run_dir.join(stale);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).with_context(|| format!("cannot remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        let listen = |name| UnixListener::bind(spec.run_dir.join(name));
+        let daemons = listen(SHIM_SOCKET).context("cannot listen for daemons")?;
+        let agents = listen(AGENT_SOCKET).context("cannot listen for the agent")?;
+        let ring = Arc::new(LogRing::new(DEFAULT_RING_BYTES));
+        let output = Output::open(&spec.log_dir, spec.machine.generation, spec.first_seq, Arc::clone(&ring))?;
+        Ok(Places { daemons, agents, ring, output })
+    }
+}
+
 async fn start() -> anyhow::Result<()> {
     // A closed terminal is the daemon's business. Without these handlers it would end the machine too.
     let _hangup = signal(SignalKind::hangup())?;
@@ -102,20 +135,14 @@ async fn start() -> anyhow::Result<()> {
     }
     let spec: ShimSpec = frame.parse()?;
 
-    for stale in [SHIM_SOCKET, AGENT_SOCKET, EXIT_FILE] {
-        let path = spec.run_dir.join(stale);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    let daemons = UnixListener::bind(spec.run_dir.join(SHIM_SOCKET)).context("cannot listen for daemons")?;
-    let agents =
-        UnixListener::bind(spec.run_dir.join(AGENT_SOCKET)).context("cannot listen for the agent")?;
     let run_dir = spec.run_dir.clone();
-    let result = machine::run(spec, reader, writer, daemons, agents, terminate).await;
+    let result = match Places::set_up(&spec) {
+        Ok(places) => machine::run(spec, reader, writer, places, terminate).await,
+        Err(error) => {
+            // Without a word from us the daemon could only say that we were killed.
+            machine::could_not_start(&spec, &error).and(Err(error))
+        }
+    };
     for socket in [SHIM_SOCKET, AGENT_SOCKET] {
         // Gone already is as good.
         let _ = fs::remove_file(run_dir.join(socket));

@@ -56,9 +56,16 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn open(dir: &Path, generation: u64, ring: Arc<LogRing>) -> Result<Output, PathError> {
+    /// Numbers go on from `first_seq` at least, which is what the daemon has seen: the files may have less
+    /// (deleted, or a disk that was full), and a number used twice would be taken for a repetition.
+    pub(super) fn open(
+        dir: &Path,
+        generation: u64,
+        first_seq: u64,
+        ring: Arc<LogRing>,
+    ) -> Result<Output, PathError> {
         let files = LogFiles::open(dir, DEFAULT_FILE_BYTES, DEFAULT_FILES)?;
-        let next_seq = files.next_seq();
+        let next_seq = files.next_seq().max(first_seq);
         Ok(Output {
             generation,
             stdout: Lines::default(),
@@ -74,8 +81,15 @@ impl Output {
         self.next_seq
     }
 
-    /// Takes a chunk as the agent read it.
+    /// Takes a chunk as the agent read it. In portions: each of a megabyte of empty lines becomes a record
+    /// of many times its size.
     pub(super) fn feed(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
+        for portion in chunk.chunks(MAX_RECORD_BYTES) {
+            self.feed_portion(stream, at_ns, portion);
+        }
+    }
+
+    fn feed_portion(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
         let ts = Timestamp::from_nanosecond(i128::from(at_ns)).unwrap_or_default();
         let mut lines = Vec::new();
         let assembler = match stream {
@@ -137,7 +151,7 @@ mod tests {
     use crate::logs::disk::{DiskQuery, read};
 
     fn open(dir: &Path) -> Output {
-        Output::open(dir, 1, Arc::new(LogRing::new(1 << 20))).unwrap()
+        Output::open(dir, 1, 0, Arc::new(LogRing::new(1 << 20))).unwrap()
     }
 
     fn on_disk(dir: &Path) -> Vec<(Stream, Vec<u8>)> {
@@ -161,6 +175,16 @@ mod tests {
         ];
         let got = on_disk(dir.path());
         assert_eq!(got.iter().map(|(s, b)| (*s, b.as_slice())).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn numbers_are_not_used_again_when_the_files_were_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = Arc::new(LogRing::new(1 << 20));
+        let mut output = Output::open(dir.path(), 2, 40, Arc::clone(&ring)).unwrap();
+        output.feed(Stream::Stdout, 1, b"a\nb\n");
+        assert_eq!(*ring.subscribe().borrow(), 42);
+        assert_eq!(Output::open(dir.path(), 3, 0, ring).unwrap().next_seq(), 42);
     }
 
     #[test]

@@ -530,3 +530,19 @@ fn one_try_of_a_failing_start_does_not_count_as_a_restart() {
     assert_eq!(cause.message, "no (3 tries)");
     assert_eq!(world.worker.record.restarts, 0);
 }
+
+#[test]
+fn a_machine_killed_for_not_booting_is_a_failed_start_and_not_an_endless_loop() {
+    let mut world = World::new(1, Desired::Running, false, false);
+    world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
+    for _ in 0..3 {
+        world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
+        let due = world.worker.state.next_tick().unwrap().saturating_duration_since(world.now.mono);
+        world.apply(Op::Pass { ms: u64::try_from(due.as_millis()).unwrap() + 1 });
+        // The shim knows the kill as a stop.
+        world.apply(Op::MachineEnds { code: 9, requested: true });
+        assert!(!world.worker.record.exits[0].requested);
+        world.settle(|w| !matches!(w.worker.state, State::Backoff { .. }));
+    }
+    assert!(matches!(world.worker.state, State::Failed { .. }), "{:?}", world.worker.state);
+}
