@@ -22,8 +22,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Files that may hold `unsafe`, each for a reason its own head gives.
 const MAY_BE_UNSAFE: &[&str] = &["src/vm/krun.rs", "crates/agent/src/sys.rs"];
 
-/// Lines of code (tests apart) after which a file has to be split.
-const MAX_LINES: usize = 550;
+/// Lines (tests apart) after which a file has to be split.
+const MAX_LINES: usize = 500;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -121,6 +121,10 @@ fn unsafe_stands_only_where_it_may() {
 fn files_stay_readable() {
     for folder in ["src", "crates/protocol/src", "crates/agent/src", "tests"] {
         for file in rust_files(&root().join(folder)) {
+            // Tables of cases grow with what is covered; nobody has to hold them in mind at once.
+            if file.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests")) {
+                continue;
+            }
             let text = fs::read_to_string(&file).unwrap();
             let lines = text.split("\n#[cfg(test)]").next().unwrap_or_default().lines().count();
             assert!(lines <= MAX_LINES, "{} has {lines} lines", file.display());
