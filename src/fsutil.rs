@@ -39,12 +39,15 @@ pub fn create_private_dir(path: &Path) -> Result<(), PathError> {
         .map_err(PathError::new("create folder", path))
 }
 
+/// How the names of unfinished files begin.
+const TEMPORARY: &str = ".tmp-";
+
 /// Replaces `path` by `bytes`: temporary file in the same folder, fsync, rename, fsync of the folder.
 /// An existing file's mode is kept; a new one is 0600.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), PathError> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
         file.write_all(bytes)?;
         if let Ok(old) = fs::metadata(path) {
             file.as_file().set_permissions(fs::Permissions::from_mode(old.permissions().mode() & 0o7777))?;
@@ -54,6 +57,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), PathError> {
         File::open(folder)?.sync_all()
     };
     write().map_err(PathError::new("write", path))
+}
+
+/// Removes what writers that were killed left unfinished in `folder`: the temporary files of
+/// [`write_atomic`]. Only for whoever is the folder's one writer at that moment.
+pub fn remove_unfinished(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            // One that stays takes some space and harms nobody.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A lock file held by this process; released when dropped or when the process dies.
@@ -142,6 +156,16 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".tmp-Xy12"), b"half").unwrap();
+        fs::write(dir.path().join("state.json"), b"whole").unwrap();
+        remove_unfinished(dir.path());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["state.json"]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::scratch;
 use super::shim::{AGENT_SOCKET, SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, ShimSpec};
 use super::spec::MachineSpec;
 use super::wire::write_frame;
-use crate::fsutil::{LockError, LockFile, PathError, create_private_dir};
+use crate::fsutil::{LockError, LockFile, PathError, create_private_dir, remove_unfinished};
 use crate::home::{Home, MAX_SOCKET_PATH_BYTES, ProjectId};
 use crate::host;
 use crate::logs::LogRing;
@@ -192,6 +192,7 @@ impl ShimLauncher {
     async fn adopt_remains(&self, target: LinkTarget) -> Result<Adoption, ErrorBody> {
         refill(&target, u64::MAX).await;
         let _ = fs::remove_file(target.run_dir.join(SHIM_SOCKET));
+        remove_unfinished(&target.run_dir);
         match read_last_word(&target.run_dir) {
             // It stays: this daemon may die before it is noted. The next shim takes it away.
             Some(exit) => Ok(Adoption::Ended(exit)),

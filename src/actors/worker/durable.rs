@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::fsutil::{PathError, create_private_dir, write_atomic};
+use crate::fsutil::{PathError, create_private_dir, remove_unfinished, write_atomic};
 
 /// Ends that are remembered per worker.
 pub const MAX_EXITS: usize = 10;
@@ -230,6 +230,10 @@ fn read(worker: &str, path: &Path, owner: &Path) -> Result<Record, StateError> {
     };
     if file.owner != owner && file.owner.exists() {
         return Err(StateError::Foreign { worker: worker.to_owned(), owner: file.owner });
+    }
+    if let Some(folder) = path.parent() {
+        // It is ours, and nothing of ours writes there yet.
+        remove_unfinished(folder);
     }
     let OnDisk { desired, generation, restarts, mut exits, .. } = file;
     exits.truncate(MAX_EXITS);
