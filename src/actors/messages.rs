@@ -95,7 +95,10 @@ pub(super) enum FactKind {
     /// config.yaml was read.
     ConfigRead(Reading),
     /// The shutdown takes too long.
-    Overdue,
+    Overdue {
+        /// The deadline was that of the kill.
+        killed: bool,
+    },
     /// A helper actor that failed too often may be tried again.
     Revive(Helper),
 }

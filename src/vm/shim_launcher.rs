@@ -99,7 +99,6 @@ impl ShimLauncher {
             LockError::Path(e) => path_error(e),
             held @ LockError::Held { .. } => internal(held.to_string()),
         })?;
-        sweep_temporary(&run_dir);
         let scratch_disk = scratch::path(&self.home, &machine.worker);
         Ok((ShimSpec { machine, run_dir, log_dir, scratch_disk, first_seq, libkrunfw }, lock.into_file()))
     }
@@ -193,6 +192,7 @@ impl ShimLauncher {
     async fn adopt_remains(&self, target: LinkTarget) -> Result<Adoption, ErrorBody> {
         refill(&target, u64::MAX).await;
         let _ = fs::remove_file(target.run_dir.join(SHIM_SOCKET));
+        sweep_temporary(&target.run_dir);
         match read_last_word(&target.run_dir) {
             // It stays: this daemon may die before it is noted. The next shim takes it away.
             Some(exit) => Ok(Adoption::Ended(exit)),

@@ -88,3 +88,22 @@ fn two_projects_with_one_worker_name_do_not_share_it() {
     second.kill().unwrap();
     second.wait().unwrap();
 }
+
+#[test]
+fn a_vmm_whose_shim_is_gone_does_not_become_a_machine() {
+    let bed = Bed::new();
+    let mut vmm = bed.command(&["__vmm"]);
+    let mut vmm =
+        vmm.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // Our own parent is not this process's.
+    let order = serde_json::json!({
+        "shim_pid": std::os::unix::process::parent_id(),
+        "kind": { "kind": "krun", "cpus": 1, "memory_mib": 128, "root_disk": "/none", "scratch_disk": "/none",
+                  "agent_socket": "/none", "libkrunfw": "/none" },
+    });
+    std::io::Write::write_all(&mut vmm.stdin.take().unwrap(), order.to_string().as_bytes()).unwrap();
+    let output = vmm.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("the shim ended before its machine began"), "{said}");
+}

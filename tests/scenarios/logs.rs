@@ -112,3 +112,18 @@ fn a_reader_that_leaves_early_is_no_error() {
     let output = logs.wait_with_output().unwrap();
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn output_is_shown_after_somebody_deleted_the_log_files() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", "seq 1 100; echo ready; exec sleep 1000");
+    bed.configure(&[bed.entry("web", &reference, &[])]);
+    let _daemon = bed.daemon();
+    bed.wait_log("web", "ready");
+    bed.ok(&["worker", "stop", "web"]);
+    std::fs::remove_dir_all(bed.home().join("logs/web")).unwrap();
+    bed.ok(&["worker", "start", "web"]);
+    bed.until("both runs are shown", || {
+        bed.ok(&["worker", "logs", "web"]).lines().filter(|line| *line == "ready").count() == 2
+    });
+}

@@ -176,7 +176,7 @@ impl Actor for RootSupervisor {
             SupervisorMsg::Fact(Fact(fact)) => match fact {
                 FactKind::AtRest { name } => state.at_rest(&myself, &name),
                 FactKind::ConfigRead(reading) => state.config_read(&myself, reading).await,
-                FactKind::Overdue => state.overdue(&myself),
+                FactKind::Overdue { killed } => state.overdue(&myself, killed),
                 FactKind::Revive(helper) => state.spawn_helper(&myself, helper).await,
             },
         }

@@ -49,7 +49,7 @@ impl RootState {
                 if force && !*killed {
                     *killed = true;
                     self.tell_all_to_leave(Some(Duration::ZERO));
-                    set_deadline(myself, SHUTDOWN_MARGIN);
+                    set_deadline(myself, SHUTDOWN_MARGIN, true);
                 }
             }
             Mode::Serving => {
@@ -64,7 +64,7 @@ impl RootState {
                 self.tell_all_to_leave(force.then_some(Duration::ZERO));
                 let longest = self.entries.iter().map(|entry| entry.config.stop_timeout).max();
                 let grace = if force { Duration::ZERO } else { longest.unwrap_or_default() };
-                set_deadline(myself, grace.saturating_add(SHUTDOWN_MARGIN));
+                set_deadline(myself, grace.saturating_add(SHUTDOWN_MARGIN), force);
                 self.stop_if_done(myself);
             }
         }
@@ -92,14 +92,16 @@ impl RootState {
     }
 
     /// The deadline is over: first all are killed, then the rest is left to their shims.
-    pub(super) fn overdue(&mut self, myself: &ActorRef<SupervisorMsg>) {
+    pub(super) fn overdue(&mut self, myself: &ActorRef<SupervisorMsg>, of_kill: bool) {
         match &mut self.mode {
             Mode::Serving => {}
+            // The polite deadline, after a kill that has one of its own.
+            Mode::ShuttingDown { killed: true, .. } if !of_kill => {}
             Mode::ShuttingDown { waiting, killed: killed @ false } => {
                 *killed = true;
                 tracing::warn!("killing what has not ended: {}", names(waiting));
                 self.tell_all_to_leave(Some(Duration::ZERO));
-                set_deadline(myself, SHUTDOWN_MARGIN);
+                set_deadline(myself, SHUTDOWN_MARGIN, true);
             }
             Mode::ShuttingDown { waiting, killed: true } => {
                 tracing::error!("left behind, for their shims to end: {}", names(waiting));
@@ -126,10 +128,10 @@ fn names(waiting: &BTreeSet<String>) -> String {
     waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn set_deadline(myself: &ActorRef<SupervisorMsg>, after: Duration) {
+fn set_deadline(myself: &ActorRef<SupervisorMsg>, after: Duration, killed: bool) {
     let root = myself.clone();
     tokio::spawn(async move {
         tokio::time::sleep(after).await;
-        let _gone = root.cast(SupervisorMsg::Fact(Fact(FactKind::Overdue)));
+        let _gone = root.cast(SupervisorMsg::Fact(Fact(FactKind::Overdue { killed })));
     });
 }

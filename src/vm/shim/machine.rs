@@ -492,3 +492,6 @@ fn kill(vmm: &mut Child) {
         tracing::debug!(%error, "the VMM has ended already");
     }
 }
+
+#[cfg(test)]
+mod tests;

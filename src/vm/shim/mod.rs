@@ -37,6 +37,7 @@ pub use console::CONSOLE_NAME;
 use self::output::Output;
 use super::spec::MachineSpec;
 use super::wire::FrameReader;
+use crate::fsutil::sweep_temporary;
 use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 
 /// The socket a daemon attaches to, in the run folder.
@@ -106,6 +107,7 @@ impl Places {
                 _ => {}
             }
         }
+        sweep_temporary(&spec.run_dir);
         let listen = |name| UnixListener::bind(spec.run_dir.join(name));
         let daemons = listen(SHIM_SOCKET).context("cannot listen for daemons")?;
         let agents = listen(AGENT_SOCKET).context("cannot listen for the agent")?;
