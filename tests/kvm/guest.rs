@@ -195,6 +195,18 @@ fn a_boot_that_hangs_ends_at_its_deadline() {
 }
 
 #[test]
+fn a_guest_kernel_that_is_not_there_is_an_error_of_its_own() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", "exec sleep 1000");
+    bed.configure(&[bed.entry("web", &reference, &["restart: { delay: 10ms }"])]);
+    let _daemon = bed.daemon_with(&[("III_LIBKRUNFW_PATH", "/no/such/libkrunfw.so.5")]);
+    let status = bed.wait_phase("web", Phase::Failed);
+    let cause = status.cause.unwrap();
+    assert!(cause.message.contains("/no/such/libkrunfw.so.5") && cause.hint.is_some(), "{cause:?}");
+    assert!(bed.processes_named("__shim").is_empty(), "nothing was started");
+}
+
+#[test]
 fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail() {
     let bed = Bed::new();
     let reference = bed.script_image("web", "exec sleep 1000");
