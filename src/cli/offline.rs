@@ -49,10 +49,26 @@ pub fn is_machine_running(ctx: &Context, name: &str) -> Result<bool, Failure> {
     }
 }
 
+/// Waits until the shim has left after the daemon let go of its machine: it says its last words then. Holding
+/// what is returned keeps the next one from starting. `None` if there never was a machine.
+pub(super) async fn ended_machine(ctx: &Context, name: &str) -> Result<Option<LockFile>, Failure> {
+    let lock = lock_path(ctx, name);
+    // Asked first, so that asking makes no file.
+    let acquire = move || lock.exists().then(|| LockFile::acquire(&lock)).transpose();
+    tokio::task::spawn_blocking(acquire)
+        .await
+        .map_err(|e| Failure::failed(format!("waiting for the machine of `{name}` failed: {e}")))?
+        .map_err(|e| Failure::failed(e.to_string()))
+}
+
+/// What a shim holds for all its life.
+fn lock_path(ctx: &Context, name: &str) -> std::path::PathBuf {
+    ctx.home.machine_run(&ctx.project, name).join("lock")
+}
+
 /// The lock of a machine that does not run, if there ever was one.
 pub(super) fn machine_lock(ctx: &Context, name: &str) -> Result<Option<LockFile>, LockError> {
-    let path = ctx.home.machine_run(&ctx.project, name).join("lock");
-    // Asked first, so that asking makes no file.
+    let path = lock_path(ctx, name);
     if path.exists() { LockFile::try_acquire(&path).map(Some) } else { Ok(None) }
 }
 

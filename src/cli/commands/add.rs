@@ -3,7 +3,7 @@ use std::fs;
 use std::io;
 
 use iii_protocol::api::{
-    ErrorBody, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
+    ErrorBody, ErrorCode, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
 };
 use tokio::sync::mpsc;
 
@@ -12,7 +12,7 @@ use crate::cli::args::AddArgs;
 use crate::cli::client::{Client, ClientError, worker_path};
 use crate::cli::context::Context;
 use crate::cli::exit::Failure;
-use crate::cli::offline::is_machine_running;
+use crate::cli::offline::{ended_machine, is_machine_running};
 use crate::cli::output::Printer;
 use crate::cli::progress::PullProgress;
 use crate::cli::wait::StartWait;
@@ -197,17 +197,27 @@ async fn wipe(
     known: bool,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
-    if let Some(daemon) = daemon.filter(|_| known) {
-        match daemon.post::<WorkerStatus>(&worker_path(name, "stop"), &StopRequest::default()).await {
-            Ok(_) => {
-                wait_stopped(daemon, name, printer).await?;
+    let stopped = match daemon.filter(|_| known) {
+        None => false,
+        Some(daemon) => {
+            match daemon.post::<WorkerStatus>(&worker_path(name, "stop"), &StopRequest::default()).await {
+                Ok(_) => {
+                    wait_stopped(daemon, name, printer).await?;
+                    true
+                }
+                // In the file, but not in force: a fault elsewhere in it, or it was written a moment ago.
+                Err(ClientError::Refused(e)) if e.code == ErrorCode::NotFound => false,
+                Err(e) => return Err(e.into()),
             }
-            // In the file, but not in force: a fault elsewhere in it, or it was written a moment ago.
-            Err(ClientError::Refused(e)) if e.code == iii_protocol::api::ErrorCode::NotFound => {}
-            Err(e) => return Err(e.into()),
         }
-    }
-    refuse_if_running(ctx, name)?;
+    };
+    // Held until the disk is gone.
+    let _lock = if stopped {
+        ended_machine(ctx, name).await?
+    } else {
+        refuse_if_running(ctx, name)?;
+        None
+    };
     let scratch = ctx.home.managed(name).join("scratch.ext4");
     match fs::remove_file(&scratch) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(PathError::new("delete", &scratch)(e).into()),

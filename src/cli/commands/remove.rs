@@ -9,11 +9,11 @@ use crate::cli::args::RemoveArgs;
 use crate::cli::client::{Client, ClientError, worker_path};
 use crate::cli::context::Context;
 use crate::cli::exit::Failure;
-use crate::cli::offline::{is_machine_running, noted};
+use crate::cli::offline::{ended_machine, is_machine_running, noted};
 use crate::cli::output::Printer;
 use crate::cli::progress::WaitProgress;
 use crate::config::edit::{edit_file, remove_worker};
-use crate::fsutil::{LockFile, PathError};
+use crate::fsutil::PathError;
 
 /// `iii worker remove`: out of config.yaml, then stopped, then its files are deleted.
 pub async fn remove(ctx: &Context, args: &RemoveArgs, printer: &mut Printer) -> Result<(), Failure> {
@@ -89,13 +89,7 @@ async fn wait_gone(daemon: &Client, name: &str, printer: &mut Printer) -> Result
 /// what is its own.
 async fn delete_files(ctx: &Context, name: &str, printer: &mut Printer) -> Result<(), Failure> {
     let run = ctx.home.machine_run(&ctx.project, name);
-    let lock = run.join("lock");
-    // The shim says its last words after the daemon has let go of it; it is bound to leave soon.
-    let acquire = move || lock.exists().then(|| LockFile::acquire(&lock)).transpose();
-    let _lock = tokio::task::spawn_blocking(acquire)
-        .await
-        .map_err(|e| Failure::failed(format!("waiting for the machine of `{name}` failed: {e}")))?
-        .map_err(|e| Failure::failed(e.to_string()))?;
+    let _lock = ended_machine(ctx, name).await?;
     delete(&run)?;
     if let Some((noted, _)) = noted(ctx, name)
         && noted.owner != ctx.config
