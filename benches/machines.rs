@@ -2,6 +2,8 @@
 //!
 //! Only ratios within a run mean something: the host may be emulated, and machines differ.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -28,6 +30,8 @@ const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_sec
 const ROUNDS: usize = 5;
 /// How long an idle daemon is watched.
 const IDLE: Duration = Duration::from_secs(20);
+/// The image in the archive that the peer loads.
+const PEER_IMAGE: &str = "ticker";
 /// Memory of every machine here, MiB; as the peer's default.
 const MEMORY_MIB: u32 = 512;
 
@@ -178,26 +182,34 @@ fn rss_kib(pid: u32) -> u64 {
     proc_field(pid, "VmRSS:")
 }
 
-/// Voluntary switches per second and the share of a CPU, over all threads.
+/// Voluntary switches per second and the share of a CPU, over all threads that live through the watch.
 fn idle(pid: u32, watch: Duration) -> (f64, f64) {
-    let sample = || -> (u64, f64) {
-        let mut switches = 0;
-        let mut ticks = 0.0;
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            switches += line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0);
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            ticks += fields.iter().skip(11).take(2).filter_map(|f| f.parse::<f64>().ok()).sum::<f64>();
-        }
-        (switches, ticks / 100.0)
+    let sample = || -> BTreeMap<OsString, (f64, f64)> {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        tasks
+            .map(|task| {
+                let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+                let switches = line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0);
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+                let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+                (task.file_name(), (switches, ticks / 100.0))
+            })
+            .collect()
     };
     let before = sample();
     // Nothing to wait for: the absence of events is what is measured.
     std::thread::sleep(watch);
     let after = sample();
-    ((after.0 - before.0) as f64 / watch.as_secs_f64(), (after.1 - before.1) / watch.as_secs_f64())
+    let (mut switches, mut seconds) = (0.0, 0.0);
+    for (task, then) in &before {
+        if let Some(now) = after.get(task) {
+            switches += now.0 - then.0;
+            seconds += now.1 - then.1;
+        }
+    }
+    (switches / watch.as_secs_f64(), seconds / watch.as_secs_f64())
 }
 
 /// The same workload stopped by the peer `msb`, in the same host.
@@ -220,7 +232,7 @@ fn peer_stop(bed: &Bed) -> Result<Duration, String> {
         Err(format!("msb {args:?}: {}{text}", String::from_utf8_lossy(&output.stderr)))
     };
     run(&["load", "-i", path(&archive)])?;
-    run(&["create", "--name", "bench", "--memory", "512M", "--cpus", "1", "bench"])?;
+    run(&["create", "--name", "bench", "--memory", "512M", "--cpus", "1", PEER_IMAGE])?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         run(&["start", "bench"])?;
