@@ -99,6 +99,11 @@ impl Bed {
         if !more.iter().any(|line| line.starts_with("resources:")) {
             text.push_str("    resources: { memory: 256, cpus: 1, disk: 1GiB }\n");
         }
+        // Several times what a boot takes in an emulated host, where a guest now and then hangs: the worker
+        // is then back long before a test loses its patience.
+        if !self.tier.processes && !more.iter().any(|line| line.starts_with("boot_timeout:")) {
+            text.push_str("    boot_timeout: 45s\n");
+        }
         for line in more {
             text.push_str(&format!("    {line}\n"));
         }
