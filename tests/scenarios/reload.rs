@@ -65,7 +65,8 @@ fn a_broken_file_changes_nothing_and_is_shown_until_it_is_mended() {
     bed.until("list says what is wrong", || list(&bed).config_error.is_some());
     let error = list(&bed).config_error.unwrap();
     assert!(error.contains("imagee") && error.contains("image") && error.contains('^'), "{error}");
-    assert!(error.contains("config.yaml:5:"), "{error}");
+    // `workers:` comes before the entry, the mistake right after it.
+    assert!(error.contains(&format!("config.yaml:{}:", good.lines().count() + 2)), "{error}");
     assert_eq!(bed.status("web").unwrap().vmm_pid, before.vmm_pid);
     let shown = bed.iii(&["worker", "list"]);
     assert!(shown.stderr.contains("imagee") && shown.text().contains("running"), "{}", shown.stderr);
