@@ -12,7 +12,7 @@ mod stop;
 
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, WorkerStatus};
+use iii_protocol::api::{ErrorBody, ErrorCode, StopRequest, WorkerStatus};
 
 pub use add::add;
 pub use daemon::daemon;
@@ -29,7 +29,7 @@ use super::context::Context;
 use super::exit::Failure;
 use super::output::Printer;
 use super::progress::WaitProgress;
-use super::wait::{Verdict, judge_stop};
+use super::wait::{StartWait, Verdict, judge_stop};
 
 /// Follows a worker's changes until `judge` knows the answer, and returns its words.
 async fn wait_until(
@@ -131,4 +131,27 @@ async fn post_each(
         }
     }
     accepted
+}
+
+/// Posts `verb` for all workers first, then waits, unless told not to, until each runs.
+async fn post_and_await_start(
+    ctx: &Context,
+    names: &[String],
+    verb: &str,
+    body: &StopRequest,
+    no_wait: bool,
+    printer: &mut Printer,
+) -> Result<(), Failure> {
+    let mut tally = Tally::of(names.len());
+    for accepted in post_each(ctx, names, verb, body, printer, &mut tally).await {
+        if no_wait {
+            printer.say(&format!("{}: {}", accepted.name, accepted.phase));
+            continue;
+        }
+        let wait = StartWait::new(&accepted);
+        let answer = wait_until(&ctx.client(), &accepted.name, printer, |status| wait.judge(status)).await;
+        let told = answer.map(|how| printer.say(&format!("{}: {how}", accepted.name)));
+        tally.note(printer, told);
+    }
+    tally.result()
 }

@@ -11,9 +11,10 @@ use crate::actors::worker::state::{Claim, Failure, Found, Order, Preparing, Reme
 use crate::config::schema::RestartPolicy;
 
 impl Turn {
-    pub(super) fn claimed(&mut self, state: State, record: Record, found: Found) -> State {
-        let order = match (&state, self.claim) {
-            (State::Preparing(Preparing::Claim), Claim::Pending(order)) => order,
+    /// What the worker is claimed for; `None` where the answer to a claim comes too late to count.
+    fn order_to_claim(&self, state: &State) -> Option<Order> {
+        match (state, self.claim) {
+            (State::Preparing(Preparing::Claim), Claim::Pending(order)) => Some(order),
             (State::Preparing(Preparing::Claim), Claim::Held)
             | (
                 State::Stopped
@@ -24,8 +25,12 @@ impl Turn {
                 | State::Backoff { .. }
                 | State::Failed { .. },
                 _,
-            ) => return state,
-        };
+            ) => None,
+        }
+    }
+
+    pub(super) fn claimed(&mut self, state: State, record: Record, found: Found) -> State {
+        let Some(order) = self.order_to_claim(&state) else { return state };
         self.record = record;
         self.claim = Claim::Held;
         match order {
@@ -129,20 +134,7 @@ impl Turn {
     }
 
     pub(super) fn not_claimed(&mut self, state: State, failure: Failure) -> State {
-        let order = match (&state, self.claim) {
-            (State::Preparing(Preparing::Claim), Claim::Pending(order)) => order,
-            (State::Preparing(Preparing::Claim), Claim::Held)
-            | (
-                State::Stopped
-                | State::Preparing(Preparing::Image { .. } | Preparing::Launch { .. })
-                | State::Booting { .. }
-                | State::Running { .. }
-                | State::Stopping(_)
-                | State::Backoff { .. }
-                | State::Failed { .. },
-                _,
-            ) => return state,
-        };
+        let Some(order) = self.order_to_claim(&state) else { return state };
         match order {
             // It is not ours, so nothing of ours runs.
             Order::Leave { .. } if failure.remedy == Remedy::None => self.at_rest(State::Stopped),
