@@ -7,9 +7,11 @@ use std::ffi::{CString, NulError};
 use std::path::{Path, PathBuf};
 
 use iii_protocol::guest::CONTROL_PORT;
+use iii_protocol::session::SESSION_PORT;
 use serde::{Deserialize, Serialize};
 
 use super::agent_binary::AGENT;
+use super::vmm::GuestSockets;
 
 /// Guest path of the root disk; libkrun names virtio-blk devices in the order they are added.
 pub(super) const ROOT_DISK_DEVICE: &str = "/dev/vda";
@@ -46,8 +48,8 @@ pub(super) struct VmmConfig {
     pub(super) root_disk: PathBuf,
     /// Writable ext4; locked while the VMM runs, so that no two machines ever share it.
     pub(super) scratch_disk: PathBuf,
-    /// Unix socket that the guest's control connection arrives at.
-    pub(super) agent_socket: PathBuf,
+    /// Where the guest's vsock ports lead.
+    pub(super) sockets: GuestSockets,
     /// The guest kernel's library; loaded by path, so that libkrun's load by name finds it.
     pub(super) libkrunfw: PathBuf,
 }
@@ -88,7 +90,8 @@ pub(super) fn enter(config: &VmmConfig) -> KrunError {
 fn try_enter(config: &VmmConfig) -> Result<std::convert::Infallible, KrunError> {
     let root_disk = c_path(&config.root_disk)?;
     let scratch_disk = c_path(&config.scratch_disk)?;
-    let agent_socket = c_path(&config.agent_socket)?;
+    let control_socket = c_path(&config.sockets.control)?;
+    let session_socket = c_path(&config.sockets.sessions)?;
     let root_tag = CString::new(ROOT_TAG)?;
     let init = CString::new(INIT_NAME)?;
     let console = CString::new("/proc/self/fd/1")?;
@@ -143,7 +146,11 @@ fn try_enter(config: &VmmConfig) -> Result<std::convert::Infallible, KrunError> 
     check("krun_add_vsock", krun::krun_add_vsock(ctx, TSI_OFF))?;
     // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
     check("krun_add_vsock_port", unsafe {
-        krun::krun_add_vsock_port(ctx, CONTROL_PORT, agent_socket.as_ptr())
+        krun::krun_add_vsock_port(ctx, CONTROL_PORT, control_socket.as_ptr())
+    })?;
+    // SAFETY: as above. `true` makes libkrun listen on the path, which the shim has cleared.
+    check("krun_add_vsock_port2", unsafe {
+        krun::krun_add_vsock_port2(ctx, SESSION_PORT, session_socket.as_ptr(), true)
     })?;
     // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
     check("krun_set_console_output", unsafe { krun::krun_set_console_output(ctx, console.as_ptr()) })?;

@@ -16,6 +16,6 @@ pub mod spec;
 mod vmm;
 mod wire;
 
-pub use shim::{CONSOLE_NAME, SHIM_LOCK, run as run_shim};
+pub use shim::{CONSOLE_NAME, SESSION_SOCKET, SHIM_LOCK, run as run_shim};
 pub use shim_launcher::ShimLauncher;
 pub use vmm::run as run_vmm;

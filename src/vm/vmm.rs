@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::sys::prctl;
@@ -27,6 +28,16 @@ pub(super) struct VmmOrder {
     pub(super) kind: VmmKind,
 }
 
+/// The Unix sockets of the host that the guest's vsock ports are mapped to.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuestSockets {
+    /// The guest's control connection arrives here.
+    pub(super) control: PathBuf,
+    /// The VMM listens here and carries each connection to the guest's session port.
+    pub(super) sessions: PathBuf,
+}
+
 /// What to become.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -36,10 +47,10 @@ pub(super) enum VmmKind {
     /// The agent as a plain process, for tests without hardware virtualisation.
     #[cfg(feature = "process-launcher")]
     Process {
-        /// Unix socket the agent connects to.
-        agent_socket: std::path::PathBuf,
+        /// The agent's way to the host and back.
+        sockets: GuestSockets,
         /// Locked while the process runs, as a real machine locks its disk.
-        scratch_disk: std::path::PathBuf,
+        scratch_disk: PathBuf,
     },
 }
 
@@ -75,9 +86,9 @@ fn start() -> anyhow::Result<std::convert::Infallible> {
             Err(krun::enter(&config).into())
         }
         #[cfg(feature = "process-launcher")]
-        VmmKind::Process { agent_socket, scratch_disk } => {
+        VmmKind::Process { sockets, scratch_disk } => {
             let scratch = lock_disk(&scratch_disk)?;
-            super::process::become_agent(&agent_socket, scratch)
+            super::process::become_agent(&sockets, scratch)
         }
     }
 }

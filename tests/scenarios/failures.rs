@@ -99,7 +99,7 @@ fn a_vmm_whose_shim_is_gone_does_not_become_a_machine() {
     let order = serde_json::json!({
         "shim_pid": std::os::unix::process::parent_id(),
         "kind": { "kind": "krun", "cpus": 1, "memory_mib": 128, "root_disk": "/none", "scratch_disk": "/none",
-                  "agent_socket": "/none", "libkrunfw": "/none" },
+                  "sockets": { "control": "/none", "sessions": "/none" }, "libkrunfw": "/none" },
     });
     std::io::Write::write_all(&mut vmm.stdin.take().unwrap(), order.to_string().as_bytes()).unwrap();
     let output = vmm.wait_with_output().unwrap();

@@ -10,6 +10,7 @@
 //! | `POST /v1/workers/{name}/stop` | likewise, body [`StopRequest`] |
 //! | `POST /v1/workers/{name}/restart` | likewise, body [`StopRequest`] |
 //! | `GET /v1/workers/{name}/logs?follow&tail&since&previous` | NDJSON of log records ([`crate::log`]), [`LogsQuery`] |
+//! | `POST /v1/workers/{name}/session`, `Upgrade: iii-session/1` | `101`, then the frames of [`crate::session`] |
 //! | `POST /v1/images/pull` | NDJSON of [`PullEvent`], body [`PullRequest`] |
 //! | `POST /v1/reload` | [`ReloadReply`]: config.yaml was read again, now |
 //!

@@ -1,6 +1,6 @@
 //! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
 
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,9 +10,8 @@ use iii_protocol::guest::{self, BootPlan, Exit, Hello, RootPlan, Stop};
 use iii_protocol::log::Stream;
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
 use jiff::Timestamp;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
-use tokio::process::{Child, Command};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,10 +20,10 @@ use super::agent_link::{self, FromAgent};
 use super::console::Console;
 use super::daemon_link::{self, FromDaemon, LinkContext};
 use super::output::Output;
-use super::{AGENT_SOCKET, EXIT_FILE, Places, ShimSpec};
+use super::spawn::spawn_vmm;
+use super::{EXIT_FILE, Places, ShimSpec};
 use crate::fsutil::write_atomic;
-use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE, VmmConfig};
-use crate::vm::vmm::{VmmKind, VmmOrder};
+use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE};
 use crate::vm::wire::{FrameReader, write_frame};
 
 /// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
@@ -145,40 +144,6 @@ async fn at(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-async fn spawn_vmm(spec: &ShimSpec) -> anyhow::Result<(Child, Console)> {
-    let agent_socket = spec.run_dir.join(AGENT_SOCKET);
-    let kind = match &spec.libkrunfw {
-        Some(libkrunfw) => VmmKind::Krun(VmmConfig {
-            cpus: spec.machine.resources.cpus,
-            memory_mib: spec.machine.resources.memory_mib,
-            root_disk: spec.machine.root_disk.clone(),
-            scratch_disk: spec.scratch_disk.clone(),
-            agent_socket,
-            libkrunfw: libkrunfw.clone(),
-        }),
-        #[cfg(feature = "process-launcher")]
-        None => VmmKind::Process { agent_socket, scratch_disk: spec.scratch_disk.clone() },
-        #[cfg(not(feature = "process-launcher"))]
-        None => anyhow::bail!("no guest kernel was named"),
-    };
-    let (receiver, sender) = std::io::pipe()?;
-    let mut vmm = Command::new("/proc/self/exe")
-        .arg0("iii")
-        .arg("__vmm")
-        .stdin(Stdio::piped())
-        .stdout(sender.try_clone()?)
-        .stderr(sender)
-        .kill_on_drop(true)
-        .spawn()
-        .context("cannot start the VMM process")?;
-    let receiver = pipe::Receiver::from_owned_fd(receiver.into())?;
-    let console = Console::start(receiver, &spec.log_dir).context("cannot open the console file")?;
-    let mut stdin = vmm.stdin.take().context("the VMM has no standard input")?;
-    let order = VmmOrder { shim_pid: std::process::id(), kind };
-    stdin.write_all(&serde_json::to_vec(&order)?).await.context("the VMM did not take its configuration")?;
-    Ok((vmm, console))
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ mod console;
 mod daemon_link;
 mod machine;
 mod output;
+mod spawn;
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -50,6 +51,8 @@ pub(super) const EXIT_FILE: &str = "exit.json";
 pub(super) const SHIM_LOG: &str = "shim.log";
 /// Where the guest's control connection arrives, in the run folder.
 pub(super) const AGENT_SOCKET: &str = "agent.sock";
+/// Where sessions reach the guest, in the run folder; the VMM listens on it.
+pub const SESSION_SOCKET: &str = "session.sock";
 
 /// First frame of the birth link: the machine and its places.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,7 +101,7 @@ struct Places {
 
 impl Places {
     fn set_up(spec: &ShimSpec) -> anyhow::Result<Places> {
-        for stale in [SHIM_SOCKET, AGENT_SOCKET, EXIT_FILE] {
+        for stale in [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET, EXIT_FILE] {
             let path = spec.run_dir.join(stale);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -145,7 +148,7 @@ async fn start() -> anyhow::Result<()> {
             machine::could_not_start(&spec, &error).and(Err(error))
         }
     };
-    for socket in [SHIM_SOCKET, AGENT_SOCKET] {
+    for socket in [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET] {
         // Gone already is as good.
         let _ = fs::remove_file(run_dir.join(socket));
     }

@@ -5,6 +5,9 @@ use iii_protocol::api::Resources;
 use iii_protocol::guest::{ProcessPlan, Started};
 use tokio::net::UnixStream;
 
+use tokio::net::unix::pipe;
+use tokio::process::Command;
+
 use super::*;
 use crate::logs::LogRing;
 use crate::vm::spec::MachineSpec;
