@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use iii::cli::exit::Failure;
 use iii::home::Home;
-use iii::{cli, daemon, vm};
+use iii::{cli, daemon, image, vm};
 
 fn main() -> ExitCode {
-    // Before any thread or parser: these two must start from a bare process.
+    // Before any thread or parser: these must start from a bare process.
     match std::env::args_os().nth(1) {
         Some(arg) if arg == "__shim" => vm::run_shim(),
         Some(arg) if arg == "__vmm" => vm::run_vmm(),
+        Some(arg) if arg == "__pull" => image::run_pull(),
         _ => cli::run(run_daemon),
     }
 }

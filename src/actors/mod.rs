@@ -12,7 +12,7 @@
 
 pub mod config_watcher;
 pub mod image_puller;
-mod image_store;
+pub mod image_store;
 pub mod messages;
 pub mod progress;
 pub mod supervisor;

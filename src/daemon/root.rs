@@ -6,11 +6,11 @@ use iii_protocol::api::{ErrorBody, ErrorCode};
 use tokio::sync::mpsc;
 
 use super::{EVENT_QUEUE, Event, Project, Root};
+use crate::actors::image_store::Images;
 use crate::actors::supervisor::{RootArgs, load_file, start};
 use crate::actors::worker::plan::HostLimits;
 use crate::config::load;
 use crate::host;
-use crate::image::store::ImageStore;
 use crate::vm::ShimLauncher;
 
 /// Reads the config file and starts the tree. A file that is wrong at the start is an error: there is no good
@@ -23,7 +23,7 @@ pub(super) async fn start_root(project: Project) -> Result<Root, ErrorBody> {
     let args = RootArgs {
         load: load_file(),
         launcher: Arc::new(ShimLauncher::new(&home, &id)),
-        images: Arc::new(ImageStore::new(&home)),
+        images: Arc::new(Images::new(&home)),
         host: HostLimits { cpus: host::cpus(), emulated: host::is_emulated() },
         // Full: a line is lost, the status itself is not.
         announce: Arc::new(move |status| {

@@ -9,9 +9,12 @@ pub mod digest;
 mod erofs;
 pub mod error;
 mod layer;
+mod pull_process;
 pub mod reference;
 mod registry;
 pub mod store;
 mod tree;
 pub mod types;
 pub mod worker_manifest;
+
+pub use pull_process::{pull as pull_in_process, run as run_pull};

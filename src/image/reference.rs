@@ -1,21 +1,24 @@
 //! Image references as Docker users write them: `busybox`, `ghcr.io/o/w:1.2`, `localhost:5050/x@sha256:...`.
 //!
-//! The grammar is oci-client's (it is Docker's own); this adds what that lacks: IPv6 registries, which
-//! registries are spoken to over plain http, and errors that say what is wrong with the text.
+//! `grammar` is Docker's own; this adds what that lacks: IPv6 registries, which registries are spoken to
+//! over plain http, and errors that say what is wrong with the text.
+
+mod grammar;
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use oci_client::{ParseError, Reference as OciReference};
+use oci_client::Reference as OciReference;
 
 use super::digest::{Digest, DigestError};
+use grammar::{DOCKER_HUB, Parts};
 
-/// The registry of a reference that names none.
-const DOCKER_HUB: &str = "docker.io";
 /// The host that answers for [`DOCKER_HUB`].
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 const DEFAULT_TAG: &str = "latest";
+/// The longest repository, in bytes; Docker's own limit.
+const MAX_REPOSITORY: usize = 255;
 /// Longest worker name config.yaml allows.
 const MAX_WORKER_NAME_BYTES: usize = 63;
 
@@ -179,31 +182,36 @@ impl FromStr for Reference {
             Some((host, rest)) if host.starts_with('[') => Some((ipv6_host(host, text)?, rest)),
             _ => None,
         };
-        let parsed = match ipv6 {
-            Some((_, rest)) => OciReference::try_from(format!("localhost/{rest}")),
-            None => OciReference::try_from(text),
+        let stand_in;
+        let read = match ipv6 {
+            Some((_, rest)) => {
+                stand_in = format!("localhost/{rest}");
+                stand_in.as_str()
+            }
+            None => text,
         };
-        let parsed = parsed.map_err(|error| explain(error, text))?;
-        let registry = match ipv6 {
-            Some((host, _)) => host,
-            None => parsed.registry(),
+        let digest = match read.split_once('@') {
+            Some((_, digest)) => Some(
+                digest
+                    .parse::<Digest>()
+                    .map_err(|source| ReferenceError::Digest { text: owned(), source })?,
+            ),
+            None => None,
         };
+        let Some(Parts { registry, repository, tag, .. }) = grammar::scan(read) else {
+            return Err(form_or_case(text));
+        };
+        if repository.len() > MAX_REPOSITORY {
+            return Err(ReferenceError::TooLong { text: owned() });
+        }
+        let registry = ipv6.map_or(registry, |(host, _)| host);
         let (_, port) = split_port(registry);
         if let Some(port) = port.filter(|p| p.parse::<u16>().map_or(true, |port| port == 0)) {
             return Err(ReferenceError::Port { text: owned(), port: port.to_owned() });
         }
-        let digest = parsed
-            .digest()
-            .map(str::parse::<Digest>)
-            .transpose()
-            .map_err(|source| ReferenceError::Digest { text: owned(), source })?;
         let registry = if registry == DOCKER_HUB_HOST { DOCKER_HUB } else { registry };
-        Ok(Reference {
-            registry: registry.to_owned(),
-            repository: parsed.repository().to_owned(),
-            tag: parsed.tag().map(str::to_owned),
-            digest,
-        })
+        let tag = tag.or(digest.is_none().then_some(DEFAULT_TAG)).map(str::to_owned);
+        Ok(Reference { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
@@ -217,29 +225,10 @@ fn ipv6_host<'a>(host: &'a str, text: &str) -> Result<&'a str, ReferenceError> {
     }
 }
 
-fn explain(error: ParseError, text: &str) -> ReferenceError {
-    let text = text.to_owned();
-    let digest = text.split_once('@').map(|(_, digest)| digest.to_owned());
-    match (error, digest) {
-        (ParseError::NameEmpty, _) => ReferenceError::Empty,
-        (ParseError::NameTooLong, _) => ReferenceError::TooLong { text },
-        (
-            ParseError::DigestInvalidFormat
-            | ParseError::DigestInvalidLength
-            | ParseError::DigestUnsupported
-            | ParseError::ReferenceInvalidFormat,
-            Some(digest),
-        ) => match digest.parse::<Digest>() {
-            Err(source) => ReferenceError::Digest { text, source },
-            Ok(_) => form_or_case(text),
-        },
-        _ => form_or_case(text),
-    }
-}
-
 /// Upper case is the commonest mistake; everything else is told by an example.
-fn form_or_case(text: String) -> ReferenceError {
-    match OciReference::try_from(text.to_ascii_lowercase()).is_ok() {
+fn form_or_case(text: &str) -> ReferenceError {
+    let text = text.to_owned();
+    match grammar::scan(&text.to_ascii_lowercase()).is_some() {
         true => ReferenceError::UpperCase { text },
         false => ReferenceError::Form { text },
     }
