@@ -5,8 +5,9 @@ use iii_protocol::exit::ExitCause;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::bed::Bed;
+use super::bed::{Bed, shell_layer};
 use super::lifecycle::SERVE;
+use crate::support::registry::image;
 
 fn kill_pid(pid: Option<u32>) {
     kill(Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()), Signal::SIGKILL).unwrap();
@@ -140,4 +141,27 @@ fn a_worker_that_left_the_config_while_no_daemon_was_there_is_stopped() {
     bed.wait("web", "restarted with its new environment", |status| {
         status.phase == Phase::Running && status.generation == 2
     });
+}
+
+#[test]
+fn kill_9_of_a_pull_is_tried_again_and_one_ends_with_its_daemon() {
+    let bed = Bed::new();
+    let built = image(&[shell_layer()], serde_json::json!({ "Entrypoint": ["/bin/sh", "-c", SERVE] }));
+    let reference = bed.push("web", &built);
+    let gate = bed.registry.gate_after(&built.layers[0].digest(), 4096);
+    bed.configure(&[bed.entry("web", &reference, &["restart: { delay: 10ms }"])]);
+    let first = bed.daemon();
+    bed.until("a pull is under way", || !bed.processes_named("__pull").is_empty());
+    first.kill();
+    bed.until("the pull has ended with its daemon", || bed.processes_named("__pull").is_empty());
+
+    let daemon = bed.daemon();
+    bed.until("another pull is under way", || !bed.processes_named("__pull").is_empty());
+    for pid in bed.processes_named("__pull") {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    gate.open();
+    bed.wait_phase("web", Phase::Running);
+    assert!(daemon.output().contains("the process that pulls ended without a result"), "{}", daemon.output());
+    assert!(bed.processes_named("__pull").is_empty(), "a pull that is done has left");
 }
