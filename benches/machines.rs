@@ -139,8 +139,10 @@ fn cold_start(bed: &Bed) -> Duration {
 
 /// What libkrun and the guest's kernel take by themselves, with the same agent and disks.
 fn floor(bed: &Bed) -> Duration {
-    let socket = bed.home().join("floor.sock");
-    let _ = fs::remove_file(&socket);
+    let (socket, sessions) = (bed.home().join("floor.sock"), bed.home().join("floor-sessions.sock"));
+    for stale in [&socket, &sessions] {
+        let _ = fs::remove_file(stale);
+    }
     let listener = UnixListener::bind(&socket).expect("a socket");
     let root_disk = fs::read_dir(bed.home().join("images"))
         .expect("images")
@@ -151,7 +153,7 @@ fn floor(bed: &Bed) -> Duration {
     // The order names whom the machine must not outlive.
     let config = serde_json::json!({ "shim_pid": std::process::id(), "kind": {
         "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
-        "scratch_disk": bed.home().join("managed/bench/scratch.ext4"), "agent_socket": socket,
+        "scratch_disk": bed.home().join("managed/bench/scratch.ext4"), "sockets": { "control": socket, "sessions": sessions },
         "libkrunfw": std::env::var("III_LIBKRUNFW_PATH").expect("III_LIBKRUNFW_PATH is set by make bench"),
     } });
     let began = Instant::now();
