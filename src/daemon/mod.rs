@@ -36,6 +36,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::actors::messages::SupervisorMsg;
+use crate::actors::worker::board::is_being_claimed;
 use crate::home::{Home, ProjectId};
 use narrate::{Narrator, Printer};
 use routes::Edge;
@@ -54,6 +55,9 @@ const LAST_WORK: Duration = Duration::from_millis(500);
 pub const LOG_ENV: &str = "III_LOG";
 /// How many events may wait to be told.
 pub const EVENT_QUEUE: usize = 256;
+/// How long commands wait at most until it is known which machines run already. A shim that does not answer
+/// takes longer, and its worker is then shown as being looked for.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Something to tell the person in front of the daemon.
 #[derive(Debug, Clone)]
@@ -211,13 +215,33 @@ async fn serve(
     let root = start(project).await.map_err(DaemonError::Start)?;
     let (close, closing) = watch::channel(false);
     let edge = Arc::new(Edge { supervisor: root.supervisor, info, closing: closing.clone() });
-    let server = tokio::spawn(server::serve(listener, routes::router(edge.clone()), closing));
+    let server = tokio::spawn({
+        let edge = edge.clone();
+        async move {
+            // Until then `list` would not know what runs.
+            if tokio::time::timeout(TAKEOVER_LIMIT, taken_over(&edge)).await.is_err() {
+                tracing::info!("some machines are not taken over yet; answering all the same");
+            }
+            server::serve(listener, routes::router(edge), closing).await;
+        }
+    });
     let ended = supervise(&edge, root.ended, root.events, signals, printer).await;
     close.send_replace(true);
     if let Err(e) = server.await {
         tracing::error!(error = %e, "the server ended badly");
     }
     ended
+}
+
+/// Waits until it is known of every worker whether its machine runs already.
+async fn taken_over(edge: &Edge) {
+    let Ok(list) = edge.call(|reply| SupervisorMsg::List { reply }).await else { return };
+    for name in list.workers.into_iter().filter(is_being_claimed).map(|worker| worker.name) {
+        // One that is gone meanwhile, with its actor or its entry, is nobody to wait for.
+        if let Ok(mut view) = edge.view(&name).await {
+            let _gone = view.status.wait_for(|status| !is_being_claimed(status)).await;
+        }
+    }
 }
 
 /// Tells what happens and passes signals on, until the tree has ended.

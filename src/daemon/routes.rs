@@ -85,7 +85,7 @@ impl Edge {
         Err(error.0)
     }
 
-    async fn view(&self, name: &str) -> Result<WorkerView, ErrorBody> {
+    pub(super) async fn view(&self, name: &str) -> Result<WorkerView, ErrorBody> {
         self.call(|reply| SupervisorMsg::View { name: name.to_owned(), reply }).await?
     }
 }

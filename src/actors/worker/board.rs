@@ -10,6 +10,14 @@ use tokio::sync::watch;
 use super::state::{Claim, Order, Patience, Preparing, State, Waiting, Worker};
 use crate::config::schema::{Source, WorkerConfig};
 
+/// The detail of a worker of which is not known yet whether it runs.
+const LOOKING: &str = "looking for a machine that runs already";
+
+/// Whether nothing is known of this worker yet: its machine may run, and not be taken over.
+pub fn is_being_claimed(status: &WorkerStatus) -> bool {
+    status.phase == Phase::Preparing && status.detail.as_deref() == Some(LOOKING)
+}
+
 /// Told of each change that is worth a line; must not block.
 pub type Announce = Arc<dyn Fn(&WorkerStatus) + Send + Sync>;
 
@@ -122,7 +130,7 @@ fn detail_of(worker: &Worker) -> Option<String> {
             Claim::Pending(
                 Order::Resume | Order::Recorded | Order::Retry | Order::Start | Order::Restart,
             )
-            | Claim::Held => Some("looking for a machine that runs already".to_owned()),
+            | Claim::Held => Some(LOOKING.to_owned()),
         },
         State::Preparing(Preparing::Image { detail }) => {
             Some(detail.clone().unwrap_or_else(|| "getting the image".to_owned()))
