@@ -70,7 +70,6 @@ pub(crate) fn run(platform: &mut dyn Platform) -> Result<(), AgentError> {
     let exit = match prepared.and_then(|()| machine.boot(plan)) {
         Ok(workload) => machine.supervise(workload),
         Err(error) => {
-            // A stage that could not be talked to may still be there.
             machine.platform.kill_everything();
             Exit { cause: error.into(), uptime_ms: 0 }
         }

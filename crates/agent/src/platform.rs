@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use iii_protocol::guest::BootPlan;
 
 use crate::error::StartError;
+use crate::sys::Limit;
 use crate::user::Identity;
 
 /// Where the agent lives. Everything else is shared by both kinds.
@@ -23,8 +24,8 @@ pub(crate) trait Platform {
     /// Whom to run the workload as; `None` stays who the agent is.
     fn identity(&self, user: &str) -> Result<Option<Identity>, StartError>;
 
-    /// What the exec stage does beyond the plan.
-    fn stage(&self) -> StageSettings;
+    /// What the workload's launch does beyond the plan.
+    fn launch_settings(&self) -> LaunchSettings;
 
     /// Sends SIGKILL to every process but the agent. May have to be repeated while children still end.
     fn kill_everything(&self);
@@ -39,13 +40,13 @@ pub(crate) trait Platform {
     fn power_off(&self);
 }
 
-/// The platform's part of the exec stage's plan.
+/// The platform's part of a [`crate::launch::Launch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct StageSettings {
-    /// The `cgroup.procs` file the workload enters by.
+pub(crate) struct LaunchSettings {
+    /// The `cgroup.procs` file the process enters by.
     pub(crate) cgroup_procs: Option<PathBuf>,
-    /// Limit of open files, soft and hard.
-    pub(crate) open_files: Option<u64>,
-    /// Whether the workload dies with the agent.
+    /// Limits it takes on.
+    pub(crate) limits: Vec<Limit>,
+    /// Whether the process dies with the thread of the agent that started it.
     pub(crate) die_with_agent: bool,
 }

@@ -1,11 +1,12 @@
 //! The one place that waits for processes.
 //!
 //! As the guest's first process (or as a subreaper) the agent inherits every orphan, and each must be
-//! reaped. One thread blocks in `waitpid(-1)`; whoever starts a process does it through
-//! [`Reaper::spawn`], which registers the process before its end can be seen.
+//! reaped. One thread blocks until one has ended; whoever starts a process does it through
+//! [`Reaper::spawn`], which registers the process before its end can be seen. A process is reaped only under
+//! the lock that `spawn` holds, so the standard library finds a child whose `execve` has failed still there.
 //!
 //! ```text
-//!   children exist ── waitpid ──> reaped: told to whoever registered it, orphans are just reaped
+//!   children exist ── waitid ──> reaped: told to whoever registered it, orphans are just reaped
 //!        ^                            |
 //!        | spawn                      v
 //!   childless <──────────────────── ECHILD       (nothing polls: both sides are woken)
@@ -102,14 +103,15 @@ impl Reaper {
         let mut seen_spawned = 0;
         loop {
             match sys::wait_any() {
-                Ok((pid, status)) => {
-                    let on_end = {
-                        let mut state = self.lock();
-                        state.reaped += 1;
-                        state.watched.remove(&pid)
-                    };
+                Ok(pid) => {
+                    let mut state = self.lock();
+                    // One that is gone was reaped by the failed spawn that it belonged to.
+                    let status = sys::reap(pid);
+                    state.reaped += 1;
+                    let on_end = state.watched.remove(&pid);
+                    drop(state);
                     self.changed.notify_all();
-                    if let Some(on_end) = on_end {
+                    if let (Some(on_end), Some(status)) = (on_end, status) {
                         on_end(Ended { status, at: Instant::now() });
                     }
                 }

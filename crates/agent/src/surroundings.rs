@@ -15,7 +15,7 @@ use nix::sys::prctl;
 use nix::unistd::geteuid;
 
 use crate::error::StartError;
-use crate::platform::{Platform, StageSettings};
+use crate::platform::{LaunchSettings, Platform};
 use crate::sys;
 use crate::user::{self, Identity};
 
@@ -60,8 +60,8 @@ impl Platform for Surroundings {
             .map_err(|error| StartError::new("user", error))
     }
 
-    fn stage(&self) -> StageSettings {
-        StageSettings { die_with_agent: true, ..StageSettings::default() }
+    fn launch_settings(&self) -> LaunchSettings {
+        LaunchSettings { die_with_agent: true, ..LaunchSettings::default() }
     }
 
     fn kill_everything(&self) {

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
 use nix::fcntl::{OFlag, open};
-use nix::libc::{SIGKILL, VMADDR_CID_HOST};
+use nix::libc::{RLIMIT_NOFILE, SIGKILL, VMADDR_CID_HOST};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
@@ -21,8 +21,8 @@ use nix::unistd::{sethostname, sync};
 
 use crate::console;
 use crate::error::StartError;
-use crate::platform::{Platform, StageSettings};
-use crate::sys;
+use crate::platform::{LaunchSettings, Platform};
+use crate::sys::{self, Limit};
 use crate::user::{self, Identity};
 
 /// Open files a workload may have, soft and hard: what Docker gives.
@@ -75,10 +75,10 @@ impl Platform for Guest {
         resolve(user).map(Some)
     }
 
-    fn stage(&self) -> StageSettings {
-        StageSettings {
+    fn launch_settings(&self) -> LaunchSettings {
+        LaunchSettings {
             cgroup_procs: self.workload.procs(),
-            open_files: Some(OPEN_FILES),
+            limits: vec![Limit { resource: RLIMIT_NOFILE, soft: OPEN_FILES, hard: OPEN_FILES }],
             die_with_agent: false,
         }
     }
