@@ -70,6 +70,7 @@ pub(super) async fn run(
     let links = tokio::spawn(daemon_link::serve(birth, birth_writer, daemons, ctx));
     let (agent_events, mut from_agent) = mpsc::channel(AGENT_QUEUE);
     tokio::spawn(agent_link::serve(agents, agent_events));
+    tracing::info!(generation = spec.machine.generation, "starting the VMM");
 
     let (mut vmm, console) = match spawn_vmm(&spec).await {
         Ok(spawned) => spawned,
@@ -223,7 +224,8 @@ impl Machine {
                 anyhow::ensure!(hello.version == guest::VERSION, "it speaks version {}", hello.version);
                 anyhow::ensure!(!self.greeted, "it said hello twice");
                 self.greeted = true;
-                tracing::info!(kernel = plain(&hello.kernel), uptime_ms = hello.uptime_ms, "hello");
+                let (kernel, after_ms) = (plain(&hello.kernel), self.after_ms());
+                tracing::info!(kernel, uptime_ms = hello.uptime_ms, after_ms, "the guest says hello");
                 let plan = self.plan();
                 self.say(Frame::json(guest::KIND_PLAN, &plan));
                 if self.stop_requested {
@@ -234,6 +236,7 @@ impl Machine {
             guest::KIND_STARTED => {
                 anyhow::ensure!(self.running_since.is_none(), "it started the workload twice");
                 let since = Timestamp::now();
+                tracing::info!(after_ms = self.after_ms(), "the workload runs");
                 self.running_since = Some(since);
                 if !self.stop_requested {
                     self.kill_at = None;
@@ -250,7 +253,7 @@ impl Machine {
                 let Exit { cause, uptime_ms } = frame.parse()?;
                 self.output.finish();
                 // It cannot have run longer than its machine: a long run makes earlier deaths forgotten.
-                let uptime_ms = uptime_ms.min(u64::try_from(self.born.elapsed().as_millis()).unwrap_or(0));
+                let uptime_ms = uptime_ms.min(self.after_ms());
                 let exit = self.record(agents_cause(cause)?, uptime_ms);
                 match write_last_word(&self.spec, &exit) {
                     Ok(()) => self.is_written = true,
@@ -264,6 +267,11 @@ impl Machine {
             kind => anyhow::bail!("a frame of unknown kind {kind}"),
         }
         Ok(())
+    }
+
+    /// Milliseconds since the VMM was started: where the time of a slow boot goes.
+    fn after_ms(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn plan(&self) -> BootPlan {
