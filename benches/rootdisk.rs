@@ -76,8 +76,9 @@ fn cut(tar: &Path, file: &File) {
         .entries_with_seek()
         .expect("entries")
         .map_while(Result::ok)
-        .map(|entry| entry.raw_header_position())
-        .take_while(|at| *at <= MAX_TAR_BYTES)
+        // Where its body ends: the headers of the next one, of which there may be several, begin there.
+        .map(|entry| entry.raw_file_position() + entry.size().next_multiple_of(512))
+        .take_while(|end| *end <= MAX_TAR_BYTES)
         .last()
         .expect("an entry");
     file.set_len(end).expect("cut");
