@@ -12,6 +12,7 @@ use iii_protocol::guest::{
     AGENT_SOCKET_ENV, BootPlan, Exit, Hello, KIND_EXIT, KIND_EXIT_ACK, KIND_HELLO, KIND_PLAN, KIND_STARTED,
     KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan, Started, Stop, VERSION, parse_output,
 };
+use iii_protocol::session::SESSION_SOCKET_ENV;
 use tempfile::TempDir;
 
 /// Far more than anything here takes; a test that hangs fails instead.
@@ -74,6 +75,7 @@ impl Shim {
         let listener = UnixListener::bind(&path).expect("socket");
         let agent = Command::new(env!("CARGO_BIN_EXE_iii-agent"))
             .env(AGENT_SOCKET_ENV, &path)
+            .env(SESSION_SOCKET_ENV, folder.path().join("sessions.sock"))
             .stdin(Stdio::null())
             .spawn()
             .expect("agent");
@@ -89,6 +91,11 @@ impl Shim {
 
     pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().expect("a path of ours").to_owned()
+    }
+
+    /// Process id of the agent.
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.id()
     }
 
     pub(crate) fn stream(&mut self) -> &mut UnixStream {
