@@ -1,5 +1,6 @@
 //! A session that is a command: from its launch to the end of everything it left.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,9 +11,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use iii_protocol::session as contract;
 use iii_protocol::session::{EndCause, Exec, HANGUP_GRACE_MS, KIND_STARTED, Started, TerminalSize};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{SIGCONT, SIGHUP, SIGKILL};
+use portable_pty::MasterPty;
 
 use crate::console;
 use crate::error::{Fault, StartError};
@@ -25,11 +28,13 @@ use super::connection::Connection;
 use super::frames::{Controls, FrameStream};
 use super::open::{self, Event};
 use super::pump::{self, Input, Lines, Output};
+use super::terminal::{self, Terminal};
 use super::{Admitted, Shared, spawn};
 
 /// How long killed processes may take to be gone. Only one stuck in the kernel takes any time at all.
 const LAST_PROCESSES: Duration = Duration::from_secs(5);
 
+const TERM: &str = "TERM";
 const HINT_PROGRAM: &str = "a path must exist in the worker, a bare name must be in its PATH";
 const HINT_USER: &str = "name a user of the worker's /etc/passwd, or a number";
 
@@ -63,11 +68,12 @@ pub(super) fn run(admitted: &Admitted, connection: &Arc<Connection>, stream: Fra
     attend(running, stream, &exec, (lines, sender, events));
 }
 
-/// A command that was executed, and its ends of the streams.
+/// A command that was executed, and the agent's ends of its streams.
 struct Running {
     group: Arc<Group>,
     output: Output,
     input: Option<Input>,
+    terminal: Option<Terminal>,
 }
 
 /// `None` when the worker is ending.
@@ -79,26 +85,37 @@ fn start(
     let shared = &admitted.shared;
     let confinement = shared.host.confine(admitted.number)?;
     let launch_plan = plan(shared, exec, confinement.as_ref())?;
+    let failed = |error: io::Error| StartError::new("session", error);
+    let wanted = exec.terminal.as_ref().filter(|_| !exec.detach);
+    let owner = launch_plan.identity.as_ref().map(|identity| identity.uid);
+    let terminal = wanted.map(|wanted| Terminal::open(wanted.size, owner, &shared.reaper)).transpose()?;
+    let streams = match &terminal {
+        Some(terminal) => terminal.streams().map_err(failed)?,
+        None => pipes(exec),
+    };
     let gate = shared.gate();
     if !*gate {
         return Ok(None);
     }
     let sender = sender.clone();
-    let mut child = launch(launch_plan, streams(exec), &shared.reaper, move |ended| {
+    let mut child = launch(launch_plan, streams, &shared.reaper, move |ended| {
         // Fails only when the session's thread is gone; the queue has room for each kind of event.
         let _ = sender.try_send(Event::Ended(ended));
     })
     .map_err(for_a_session)?;
     let group = Group { pid: child.id(), reaper: Arc::clone(&shared.reaper), confinement };
-    let taken = take_streams(&mut child);
-    let (output, input) = taken.map_err(|error| {
+    let ends = match &terminal {
+        Some(terminal) => terminal.ends(exec.stdin),
+        None => take_pipes(&mut child),
+    };
+    let (output, input) = ends.map_err(|error| {
         group.end_all();
-        StartError::new("session", error)
+        failed(error)
     })?;
-    Ok(Some(Running { group: Arc::new(group), output, input }))
+    Ok(Some(Running { group: Arc::new(group), output, input, terminal }))
 }
 
-fn streams(exec: &Exec) -> Streams {
+fn pipes(exec: &Exec) -> Streams {
     if exec.detach {
         return [Stdio::null(), Stdio::null(), Stdio::null()];
     }
@@ -106,7 +123,7 @@ fn streams(exec: &Exec) -> Streams {
     [stdin, Stdio::piped(), Stdio::piped()]
 }
 
-fn take_streams(child: &mut Child) -> io::Result<(Output, Option<Input>)> {
+fn take_pipes(child: &mut Child) -> io::Result<(Output, Option<Input>)> {
     let file = |fd: OwnedFd| File::from(fd);
     let stdout = child.stdout.take().map(|it| file(it.into()));
     let stderr = child.stderr.take().map(|it| file(it.into()));
@@ -128,8 +145,8 @@ fn plan(shared: &Shared, exec: &Exec, confinement: &dyn Confinement) -> Result<L
     if let Some((name, _)) = exec.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
         return Err(StartError::new("environment", format!("`{name}` is no name of a variable")));
     }
-    let own = shared.workload.env.iter().chain(&exec.env).cloned();
-    let env = environment(own, identity.as_ref());
+    let wanted = exec.terminal.as_ref().filter(|_| !exec.detach);
+    let env = environment(variables(&shared.workload.env, exec, wanted), identity.as_ref());
     let cwd = match exec.cwd.as_deref() {
         None => shared.host.default_cwd(),
         Some(cwd) if cwd.starts_with('/') => cwd,
@@ -141,7 +158,21 @@ fn plan(shared: &Shared, exec: &Exec, confinement: &dyn Confinement) -> Result<L
         return Err(StartError::new("session", "no command was given"));
     }
     let (argv, cwd, settings) = (exec.argv.clone(), cwd.to_owned(), confinement.launch_settings());
-    Ok(Launch { argv, env, cwd, identity, settings, terminal: false })
+    Ok(Launch { argv, env, cwd, identity, settings, terminal: wanted.is_some() })
+}
+
+/// The workload's own, then the terminal's, then the client's.
+fn variables(
+    own: &[(String, String)],
+    exec: &Exec,
+    terminal: Option<&contract::Terminal>,
+) -> Vec<(String, String)> {
+    let term = terminal.and_then(|terminal| match &terminal.term {
+        Some(term) => Some(term.as_str()),
+        None => (!own.iter().any(|(name, _)| name == TERM)).then_some(terminal::DEFAULT_TERM),
+    });
+    let term = term.map(|term| (TERM.to_owned(), term.to_owned()));
+    own.iter().cloned().chain(term).chain(exec.env.iter().cloned()).collect()
 }
 
 /// The hint for a missing program is about the image's own command; this one is the user's.
@@ -156,9 +187,16 @@ fn attend(
     exec: &Exec,
     (lines, sender, events): (Lines, SyncSender<Event>, Receiver<Event>),
 ) {
-    let Running { group, output, input } = running;
+    let Running { group, output, input, terminal } = running;
     let threads = carry(&lines, output, input);
-    let controls = CommandControls { group: Arc::clone(&group), takes_input: exec.stdin };
+    let (master, slave) = terminal.map(|it| (it.master, it.slave)).unzip();
+    let controls = CommandControls {
+        group: Arc::clone(&group),
+        master,
+        takes_input: exec.stdin,
+        hung_up: Cell::new(false),
+        events: sender.clone(),
+    };
     let attended = threads
         .and_then(|threads| Ok((open::attend(stream, lines.clone(), controls, sender, events)?, threads)));
     let (attended, threads) = match attended {
@@ -176,6 +214,7 @@ fn attend(
     };
     let (cause, lost) = group.supervise(&attended.events, exec.timeout_ms.map(Duration::from_millis));
     group.end_all();
+    drop(slave);
     lines.outbound.drain();
     let _ = threads.output.join();
     lines.inbound.cancel();
@@ -252,23 +291,24 @@ impl Group {
         });
     }
 
-    /// Sends `signal` to the command's process group.
-    fn signal(&self, signal: i32) {
+    /// Sends `signal` to a process group of the session while the command runs.
+    fn signal(&self, group: i32, signal: i32) {
         self.reaper.while_alive(self.pid, || {
-            let _ = sys::kill(-self.pid.cast_signed(), signal);
+            // A group that has ended meanwhile needs no signal.
+            let _ = sys::kill(-group, signal);
         });
     }
 
     /// SIGKILL to all, and to the command even if it has left its confinement.
     fn kill(&self) {
         self.confinement.kill();
-        self.signal(SIGKILL);
+        self.signal(self.pid.cast_signed(), SIGKILL);
     }
 
     /// Ends what is left, and waits until it is gone.
     fn end_all(&self) {
         let deadline = Instant::now() + LAST_PROCESSES;
-        self.signal(SIGKILL);
+        self.signal(self.pid.cast_signed(), SIGKILL);
         if !self.reaper.wait_until(deadline, || self.confinement.kill()) {
             console::say(format_args!("killed processes of a session are stuck in the kernel"));
         }
@@ -284,21 +324,38 @@ fn cause(status: ExitStatus) -> EndCause {
 
 struct CommandControls {
     group: Arc<Group>,
+    master: Option<Box<dyn MasterPty + Send>>,
     takes_input: bool,
+    hung_up: Cell<bool>,
+    events: SyncSender<Event>,
 }
 
 impl Controls for CommandControls {
     fn signal(&self, signal: i32) {
-        self.group.signal(signal);
+        let foreground = self.master.as_ref().and_then(|master| master.process_group_leader());
+        match foreground {
+            Some(foreground) => self.group.signal(foreground, signal),
+            None => self.group.signal(self.group.pid.cast_signed(), signal),
+        }
     }
 
-    fn resize(&self, _: TerminalSize) {}
+    fn resize(&self, size: TerminalSize) {
+        if let Some(master) = &self.master {
+            terminal::resize(master.as_ref(), size);
+        }
+    }
 
     fn kill(&self) {
         self.group.kill();
     }
 
-    fn close_stdout(&self) {}
+    fn close_stdout(&self) {
+        if self.master.is_some() && !self.hung_up.replace(true) {
+            // A terminal has no reading end to close; one that nobody looks at has hung up. Fails only when
+            // the session is over.
+            let _ = self.events.try_send(Event::HangUp);
+        }
+    }
 
     fn takes_input(&self) -> bool {
         self.takes_input

@@ -1,7 +1,6 @@
 //! A session that is a copy: the archive is its standard output or input.
 
-use std::io::{self, Write};
-use std::io::{BufWriter, Read, Write as _};
+use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 
 use iii_protocol::session::{EndCause, KIND_STARTED, MAX_DATA_BYTES, Started, Task, TerminalSize};

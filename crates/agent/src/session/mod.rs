@@ -20,6 +20,7 @@ mod inbound;
 mod open;
 mod outbound;
 mod pump;
+mod terminal;
 
 use std::collections::HashMap;
 use std::io;

@@ -6,3 +6,4 @@ mod output;
 mod sessions;
 mod shim;
 mod starts;
+mod terminals;
