@@ -13,6 +13,8 @@ use iii_protocol::session::{
 
 use crate::shim::{PATIENCE, Shim, sh};
 
+pub(crate) const OK: EndCause = EndCause::Exit { code: 0 };
+
 /// An agent whose workload waits to be stopped.
 pub(crate) fn worker() -> Shim {
     worker_of(sh("exec sleep 3600"))
@@ -196,7 +198,7 @@ impl Client {
     /// Listens until the agent closes without END.
     pub(crate) fn until_closed(&mut self) {
         while let Ok(Some(frame)) = read_frame(&mut self.stream) {
-            assert!(self.take(&frame).is_none(), "an END: {}", String::from_utf8_lossy(&frame.payload));
+            assert_ne!(frame.kind, KIND_END, "{}", String::from_utf8_lossy(&frame.payload));
         }
     }
 }

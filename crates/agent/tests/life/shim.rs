@@ -98,6 +98,40 @@ impl Shim {
         self.agent.id()
     }
 
+    /// How many threads, files and descendants the agent has.
+    pub(crate) fn holds(&self) -> [usize; 3] {
+        let count = |what: &str| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.agent.id())).expect("the agent lives");
+            entries.count()
+        };
+        let threads = fs::read_dir(format!("/proc/{}/task", self.agent.id())).expect("the agent lives");
+        let children = threads.flatten().map(|thread| {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.split_ascii_whitespace().count()
+        });
+        let children = children.sum();
+        [count("task"), count("fd"), children]
+    }
+
+    /// What it holds with no session: once that is the same for a while.
+    pub(crate) fn settled(&self) -> [usize; 3] {
+        let mut last = self.holds();
+        let mut same = 0;
+        until("the agent holds the same", || {
+            let now = self.holds();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same > 40
+        });
+        last
+    }
+
+    /// Waits until it holds as much as with no session.
+    #[track_caller]
+    pub(crate) fn until_settled(&self, bare: [usize; 3]) {
+        until("the agent holds what it held before", || self.holds() == bare);
+    }
+
     pub(crate) fn stream(&mut self) -> &mut UnixStream {
         self.stream.as_mut().expect("the link is up")
     }
