@@ -11,6 +11,7 @@
 
 mod agent;
 mod console;
+mod copy;
 mod error;
 mod explain;
 mod guest;
@@ -19,9 +20,11 @@ mod link;
 mod output;
 mod platform;
 mod reaper;
+mod session;
 mod stop;
 mod surroundings;
 mod sys;
+mod tagged;
 mod user;
 mod workload;
 

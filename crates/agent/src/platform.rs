@@ -2,13 +2,18 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use iii_protocol::guest::BootPlan;
 
 use crate::error::StartError;
 use crate::sys::Limit;
 use crate::user::Identity;
+
+/// Every worker has this folder.
+pub(crate) const WORKSPACE: &str = "/workspace";
 
 /// Where the agent lives. Everything else is shared by both kinds.
 pub(crate) trait Platform {
@@ -27,6 +32,12 @@ pub(crate) trait Platform {
     /// What the workload's launch does beyond the plan.
     fn launch_settings(&self) -> LaunchSettings;
 
+    /// Listens for sessions; `None` where there are none. A connection is one session.
+    fn listen(&self) -> io::Result<Option<OwnedFd>>;
+
+    /// What the sessions' threads need of the platform.
+    fn session_host(&self) -> Arc<dyn SessionHost>;
+
     /// Sends SIGKILL to every process but the agent. May have to be repeated while children still end.
     fn kill_everything(&self);
 
@@ -38,6 +49,34 @@ pub(crate) trait Platform {
 
     /// Ends the machine, or the process. Returns only when that failed.
     fn power_off(&self);
+}
+
+/// The platform as the sessions' threads see it.
+pub(crate) trait SessionHost: Send + Sync {
+    /// Whether this connection may be a session: whoever may not be is another process of the guest.
+    fn admits(&self, connection: &OwnedFd) -> bool;
+
+    /// Whom to run a session as; `None` stays who the agent is.
+    fn identity(&self, user: &str) -> Result<Option<Identity>, StartError>;
+
+    /// Where a session runs that names no folder.
+    fn default_cwd(&self) -> &'static str;
+
+    /// Makes what holds the processes of the session with this number together.
+    fn confine(&self, session: u64) -> Result<Box<dyn Confinement>, StartError>;
+}
+
+/// What holds a session's processes together, however they fork. Dropping it leaves nothing behind, once
+/// the processes are gone.
+pub(crate) trait Confinement: Send + Sync {
+    /// What makes a new process one of the session.
+    fn launch_settings(&self) -> LaunchSettings;
+
+    /// Process ids of all processes of the session.
+    fn members(&self) -> Vec<i32>;
+
+    /// Sends SIGKILL to all of them. Returns whether there was none.
+    fn kill(&self) -> bool;
 }
 
 /// The platform's part of a [`crate::launch::Launch`].

@@ -77,6 +77,40 @@ impl Reaper {
         Ok(child)
     }
 
+    /// Does `it` while no process is started or reaped: process ids stay what they are, and no descriptor
+    /// leaks into a new process before it is marked.
+    pub(crate) fn undisturbed<T>(&self, it: impl FnOnce() -> T) -> T {
+        let _state = self.lock();
+        it()
+    }
+
+    /// Does `it` if the started process `pid` was not reaped yet, so that the id still means it.
+    pub(crate) fn while_alive(&self, pid: u32, it: impl FnOnce()) {
+        let state = self.lock();
+        if state.watched.contains_key(&pid.cast_signed()) {
+            it();
+        }
+    }
+
+    /// Asks `is_so` again after each process that was reaped. Returns whether it was before `deadline`.
+    pub(crate) fn wait_until(&self, deadline: Instant, mut is_so: impl FnMut() -> bool) -> bool {
+        let mut seen = self.lock().reaped;
+        loop {
+            if is_so() {
+                return true;
+            }
+            let mut state = self.lock();
+            while state.reaped == seen {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return false;
+                }
+                state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+            }
+            seen = state.reaped;
+        }
+    }
+
     /// Waits until no child is left, calling `again` after each one that went (its own children have
     /// just become ours). Returns whether that was so before `deadline`.
     pub(crate) fn wait_childless(&self, deadline: Instant, mut again: impl FnMut()) -> bool {

@@ -8,7 +8,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
@@ -51,6 +51,35 @@ pub(crate) fn reap(pid: i32) -> Option<ExitStatus> {
     #[expect(unsafe_code, reason = "the safe wrapper loses the status of a death by a real-time signal")]
     let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
     (reaped == pid).then(|| ExitStatus::from_raw(status))
+}
+
+/// Takes the next connection of a listening socket of any family.
+pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: null pointers are how accept4 is told that the peer's address is not wanted; the rest are
+    // integers.
+    #[expect(unsafe_code, reason = "the standard library accepts no vsock, and nix gives a bare number")]
+    let fd = unsafe {
+        libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nothing else knows of it.
+    #[expect(unsafe_code, reason = "see above")]
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Another descriptor of the same open file as the number `fd`, closed on exec.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only. A number that is no open file is EBADF.
+    #[expect(unsafe_code, reason = "portable-pty lends its terminal as a bare number only")]
+    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nothing else knows of it.
+    #[expect(unsafe_code, reason = "see above")]
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A limit of resources: its number, soft and hard value.
