@@ -73,8 +73,12 @@ pub(super) struct Session {
 
 impl Session {
     /// Makes the leaf of the session with this number; its processes take on `settings` too.
-    pub(super) fn make(number: u64, mut settings: LaunchSettings) -> io::Result<Session> {
-        let folder = Path::new(SESSIONS).join(number.to_string());
+    pub(super) fn make(number: u64, settings: LaunchSettings) -> io::Result<Session> {
+        Session::make_in(Path::new(SESSIONS), number, settings)
+    }
+
+    fn make_in(parent: &Path, number: u64, mut settings: LaunchSettings) -> io::Result<Session> {
+        let folder = parent.join(number.to_string());
         fs::create_dir_all(&folder)?;
         settings.cgroup_procs = Some(folder.join(PROCS));
         Ok(Session { folder, settings })
@@ -156,5 +160,48 @@ mod tests {
         assert_eq!(counter(events, "oom_kill"), Some(3));
         assert_eq!(counter("nr_free_pages 1\noom_kill 12", "oom_kill"), Some(12));
         assert_eq!(counter("oom_killer 12\n", "oom_kill"), None);
+    }
+
+    /// Where this host has cgroups of version 2, if this user may make some.
+    fn version_2() -> Option<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
+        let folder = Path::new(mount.split(' ').nth(1)?).join(format!("iii-test-{}", std::process::id()));
+        fs::create_dir(&folder).ok()?;
+        Some(folder)
+    }
+
+    #[test]
+    fn a_sessions_leaf_holds_kills_and_removes_all_of_it() {
+        let Some(parent) = version_2() else {
+            eprintln!("SKIPPED: no cgroups of version 2 to write to");
+            return;
+        };
+        let leaf = Session::make_in(&parent, 7, LaunchSettings::default()).expect("a leaf");
+        assert!(leaf.kill() && leaf.members().is_empty(), "nobody is in it yet");
+        let procs = leaf.launch_settings().cgroup_procs.expect("a way in");
+        let mut inner = std::process::Command::new("sh");
+        // In a group of its own below, where the leaf itself has no process.
+        let inside = parent.join("7/inside");
+        fs::create_dir(&inside).expect("a group of its own");
+        let script = format!(
+            "echo 0 > {}; (sleep 600 & echo 0 > {}/{PROCS}; exec sleep 600)",
+            procs.display(),
+            inside.display()
+        );
+        let mut child = inner.args(["-c", &script]).spawn().expect("sh");
+        while leaf.members().len() < 3 {
+            assert!(child.try_wait().expect("status").is_none(), "it cannot enter");
+            std::thread::yield_now();
+        }
+        assert!(!leaf.kill());
+        child.wait().expect("it is killed");
+        // The others are children of whoever reaps orphans here.
+        while !leaf.kill() {
+            std::thread::yield_now();
+        }
+        drop(leaf);
+        assert!(!parent.join("7").exists());
+        fs::remove_dir(&parent).expect("empty");
     }
 }

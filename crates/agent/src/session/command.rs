@@ -39,15 +39,18 @@ const HINT_PROGRAM: &str = "a path must exist in the worker, a bare name must be
 const HINT_USER: &str = "name a user of the worker's /etc/passwd, or a number";
 
 /// Runs the command, and says how it ended.
-pub(super) fn run(admitted: &Admitted, connection: &Arc<Connection>, stream: FrameStream, exec: Exec) {
+pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: FrameStream, exec: Exec) {
     let prepared = open::prepare(connection)
         .map_err(|error| StartError::new("session", error))
-        .and_then(|(lines, sender, events)| Ok((start(admitted, &exec, &sender)?, lines, sender, events)));
+        .and_then(|(lines, sender, events)| Ok((start(&admitted, &exec, &sender)?, lines, sender, events)));
     let (running, lines, sender, events) = match prepared {
         Ok((Some(running), lines, sender, events)) => (running, lines, sender, events),
         // The worker is ending: its sessions just close.
         Ok((None, ..)) => return,
-        Err(error) => return open::finish_unread(connection, stream, error.into()),
+        Err(error) => {
+            drop(admitted);
+            return open::finish_unread(connection, stream, error.into());
+        }
     };
     let started = Started { session: admitted.number, pid: running.group.pid };
     // A client that has left meanwhile is seen by the reader of its connection.
@@ -65,7 +68,7 @@ pub(super) fn run(admitted: &Admitted, connection: &Arc<Connection>, stream: Fra
         }
         return;
     }
-    attend(running, stream, &exec, (lines, sender, events));
+    attend(admitted, running, stream, &exec, (lines, sender, events));
 }
 
 /// A command that was executed, and the agent's ends of its streams.
@@ -182,6 +185,7 @@ fn for_a_session(error: StartError) -> StartError {
 
 /// Carries the streams of a started command until all is over.
 fn attend(
+    admitted: Admitted,
     running: Running,
     stream: FrameStream,
     exec: &Exec,
@@ -219,6 +223,8 @@ fn attend(
     let _ = threads.output.join();
     lines.inbound.cancel();
     let _ = threads.input.join();
+    // Waiting for the client to close is no session any more.
+    drop(admitted);
     attended.finish(cause, lost);
 }
 

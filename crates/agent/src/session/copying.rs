@@ -16,7 +16,7 @@ use super::outbound::{Outbound, SessionWriter};
 use super::pump::Lines;
 
 /// Copies, and says how that ended.
-pub(super) fn run(admitted: &Admitted, connection: &Arc<Connection>, stream: FrameStream, task: Task) {
+pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: FrameStream, task: Task) {
     let (lines, sender, events) = match open::prepare(connection) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -40,6 +40,7 @@ pub(super) fn run(admitted: &Admitted, connection: &Arc<Connection>, stream: Fra
         Err(CopyError { message, hint }) => EndCause::CouldNotStart { message, hint },
     };
     let lost = matches!(attended.events.try_recv(), Ok(Event::Lost));
+    drop(admitted);
     attended.finish(cause, lost);
 }
 

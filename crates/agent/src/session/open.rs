@@ -7,7 +7,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use iii_protocol::frame::{Frame, FrameError, read_frame};
-use iii_protocol::session::{End, EndCause, KIND_END, KIND_OPEN, MAX_SESSIONS, Open, Task, VERSION};
+use iii_protocol::session::{
+    END_LINGER_MS, End, EndCause, KIND_END, KIND_OPEN, MAX_SESSIONS, Open, Task, VERSION,
+};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -22,9 +24,6 @@ use super::{Shared, command, copying, spawn};
 
 /// How long a client may take for each piece of its first frame.
 const OPEN_SECONDS: i64 = 10;
-/// How long a client may take to close its connection after END. It closes first, so that nothing it still
-/// sends meets a closed connection and costs it the END.
-const END_LINGER: Duration = Duration::from_secs(2);
 /// How many events may wait for a session's thread: each kind comes at most once.
 const EVENT_QUEUE: usize = 8;
 
@@ -67,19 +66,17 @@ fn first_frame(stream: &mut FrameStream, connection: &Connection) -> Result<Opti
 }
 
 fn begin(shared: &Arc<Shared>, connection: &Arc<Connection>, stream: FrameStream, first: Frame) {
-    let admitted = shared.admit();
-    let task = match (parse_open(&first), &admitted) {
-        (Ok(task), Some(_)) => task,
-        (Err(message), _) => return finish_unread(connection, stream, could_not_start(message)),
-        (Ok(_), None) => {
-            let message = format!("the worker has {MAX_SESSIONS} sessions already");
-            return finish_unread(connection, stream, could_not_start(message));
-        }
+    let task = match parse_open(&first) {
+        Ok(task) => task,
+        Err(message) => return finish_unread(connection, stream, could_not_start(message)),
     };
-    let Some(admitted) = admitted else { return };
+    let Some(admitted) = shared.admit() else {
+        let message = format!("the worker has {MAX_SESSIONS} sessions already");
+        return finish_unread(connection, stream, could_not_start(message));
+    };
     match task {
-        Task::Exec(exec) => command::run(&admitted, connection, stream, exec),
-        Task::Pack { .. } | Task::Unpack { .. } => copying::run(&admitted, connection, stream, task),
+        Task::Exec(exec) => command::run(admitted, connection, stream, exec),
+        Task::Pack { .. } | Task::Unpack { .. } => copying::run(admitted, connection, stream, task),
     }
 }
 
@@ -170,7 +167,7 @@ impl Attended {
 }
 
 fn linger(connection: &Connection, reader: JoinHandle<()>, events: &Receiver<Event>) {
-    let deadline = Instant::now() + END_LINGER;
+    let deadline = Instant::now() + Duration::from_millis(END_LINGER_MS);
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Event::Lost) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
