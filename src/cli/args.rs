@@ -75,6 +75,20 @@ pub enum WorkerCommand {
     #[command(after_help = "Examples:\n  iii worker logs cache --follow\n  \
                             iii worker logs cache --since 10m --timestamps")]
     Logs(LogsArgs),
+    /// Run a command inside a running worker; its exit code becomes this command's.
+    #[command(after_help = "Examples:\n  iii worker exec cache -- redis-cli ping\n  \
+                            iii worker exec cache sh                       # a shell, on a terminal\n  \
+                            iii worker exec web -e LOG_LEVEL=debug -w /tmp -- ./probe\n  \
+                            cat dump.sql | iii worker exec db --timeout 5m -- psql\n\n\
+                            Exit codes:\n  \
+                            that of the command; 128+N if signal N ended it; otherwise\n    \
+                            2  wrong usage\n  \
+                            124  --timeout was over\n  \
+                            125  the daemon, the worker or the session failed\n  \
+                            126  the program cannot be executed\n  \
+                            127  there is no such program\n  \
+                            130  killed by a second Ctrl-C")]
+    Exec(ExecArgs),
 }
 
 /// `iii worker add`.
@@ -177,6 +191,50 @@ pub struct LogsArgs {
     pub json: bool,
 }
 
+/// `iii worker exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// The worker.
+    pub name: String,
+    /// A variable for the command, besides those of the worker; `KEY` alone takes its value from here.
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub env: Vec<String>,
+    /// The folder to run it in; otherwise /workspace.
+    #[arg(short, long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Who runs it; otherwise the worker's own user.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// With a terminal, even if stdin or stdout is none; by itself only if both are.
+    #[arg(short, long, conflicts_with_all = ["no_tty", "detach"])]
+    pub tty: bool,
+    /// Without a terminal: three streams, byte for byte.
+    #[arg(long)]
+    pub no_tty: bool,
+    /// Accepted for the fingers' sake: stdin is always connected.
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Kill it after this time (`30s`, `5m`, `1500ms`) and exit with 124.
+    #[arg(long, value_name = "DURATION", value_parser = time_limit)]
+    pub timeout: Option<Duration>,
+    /// Print the session's number and leave it running, with no input and its output thrown away.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// The program and its arguments; everything from here on is theirs.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(limit) if limit.is_zero() => {
+            Err("a command needs some time; leave it out for no limit".to_owned())
+        }
+        Ok(limit) => Ok(limit),
+        Err(e) => Err(format!("{e} (such as 30s, 5m or 1500ms)")),
+    }
+}
+
 /// A point in time, or how long ago it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {
@@ -240,6 +298,53 @@ mod tests {
     fn reset_config_alone_is_refused() {
         let error = Cli::try_parse_from(["iii", "worker", "add", "redis", "--reset-config"]).unwrap_err();
         assert!(error.to_string().contains("--force"), "{error}");
+    }
+
+    fn exec(args: &[&str]) -> Result<ExecArgs, clap::Error> {
+        let all = ["iii", "worker", "exec"].iter().chain(args);
+        match Cli::try_parse_from(all)?.command {
+            Some(Command::Worker(WorkerCommand::Exec(args))) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_of_exec_stand_before_or_after_the_name_and_the_rest_is_the_command() {
+        for args in [
+            &["web", "-e", "A=1", "-w", "/tmp", "--", "./probe", "-x", "--", "-e"][..],
+            &["-e", "A=1", "web", "-w", "/tmp", "./probe", "-x", "--", "-e"],
+            &["-e", "A=1", "-w", "/tmp", "web", "--", "./probe", "-x", "--", "-e"],
+            &["-eA=1", "--workdir=/tmp", "web", "./probe", "-x", "--", "-e"],
+        ] {
+            let exec = exec(args).unwrap();
+            assert_eq!(exec.name, "web", "{args:?}");
+            assert_eq!(exec.command, ["./probe", "-x", "--", "-e"], "{args:?}");
+            assert_eq!(
+                (exec.env.as_slice(), exec.workdir.as_deref()),
+                (&["A=1".to_owned()][..], Some("/tmp"))
+            );
+        }
+        let habit = exec(&["-it", "web", "sh", "-c", "exit 7"]).unwrap();
+        assert!(habit.tty && habit.interactive);
+        assert_eq!(habit.command, ["sh", "-c", "exit 7"]);
+        assert_eq!(exec(&["web", "--", "-dash"]).unwrap().command, ["-dash"]);
+    }
+
+    #[test]
+    fn wrong_command_lines_of_exec_are_told() {
+        for (args, told) in [
+            (&["web"][..], "COMMAND"),
+            (&["web", "--"], "COMMAND"),
+            (&["web", "--timeout", "0s", "true"], "needs some time"),
+            (&["web", "--timeout", "soon", "true"], "such as 30s"),
+            (&["web", "--timeout", "5", "true"], "such as 30s"),
+            (&["web", "-t", "--no-tty", "true"], "--no-tty"),
+            (&["web", "-t", "-d", "true"], "--detach"),
+            (&["web", "--what", "true"], "--what"),
+        ] {
+            let error = exec(args).unwrap_err().to_string();
+            assert!(error.contains(told), "{args:?}: {error}");
+        }
     }
 
     #[test]

@@ -6,6 +6,17 @@
 //! | 1 | failed: the world, the worker or the daemon is not as asked for |
 //! | 2 | usage: an argument, a flag or config.yaml is wrong; nothing was done |
 //! | 130 | ended by Ctrl-C (128 + SIGINT, the shells' convention) |
+//!
+//! `iii worker exec` ends with the code of its command, 128 + N if signal N ended that, and else with:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 2 | usage |
+//! | 124 | `--timeout` was over |
+//! | 125 | the daemon, the worker or the session failed; whether the command ran is another question |
+//! | 126 | the program cannot be executed |
+//! | 127 | there is no such program |
+//! | 130 | killed by a second Ctrl-C |
 
 use std::io;
 use std::process::ExitCode;
@@ -18,13 +29,26 @@ pub const OK: u8 = 0;
 pub const FAILED: u8 = 1;
 /// Exit code of a command that was called wrongly.
 pub const USAGE: u8 = 2;
+/// Exit code of an `exec` whose time was over, as of coreutils' `timeout`.
+pub const TIMED_OUT: u8 = 124;
+/// Exit code of an `exec` that could not begin or was lost, as of `docker exec`.
+pub const SESSION_FAILED: u8 = 125;
+/// Exit code of an `exec` whose program cannot be executed, as in shells.
+pub const CANNOT_EXECUTE: u8 = 126;
+/// Exit code of an `exec` whose program does not exist, as in shells.
+pub const NOT_FOUND: u8 = 127;
+
+/// Exit code of a process that this signal ended, as shells tell it.
+pub fn of_signal(signal: i32) -> u8 {
+    u8::try_from(signal.saturating_add(128)).unwrap_or(u8::MAX)
+}
 
 /// What the user is told when a command does not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// `error: message`, an empty line, `hint: hint`.
     Told {
-        /// [`FAILED`] or [`USAGE`].
+        /// One of the constants above.
         code: u8,
         /// What, where and why.
         message: String,
@@ -33,6 +57,8 @@ pub enum Failure {
     },
     /// Everything was said already, such as one error per argument.
     Said,
+    /// The exit code of somebody else's command, who has said what there was to say.
+    Code(u8),
     /// The reader of our output has gone (`| head`): nobody is left to tell, and nothing is wrong.
     ReaderGone,
 }
@@ -57,10 +83,20 @@ impl Failure {
         self
     }
 
+    /// The same with another exit code, where it is told.
+    #[must_use]
+    pub fn with_code(mut self, other: u8) -> Failure {
+        if let Failure::Told { code, .. } = &mut self {
+            *code = other;
+        }
+        self
+    }
+
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
             Failure::Told { code, .. } => *code,
+            Failure::Code(code) => *code,
             Failure::Said => FAILED,
             Failure::ReaderGone => OK,
         }
@@ -73,7 +109,7 @@ impl Failure {
                 Some(format!("error: {message}\n\nhint: {hint}"))
             }
             Failure::Told { message, hint: None, .. } => Some(format!("error: {message}")),
-            Failure::Said | Failure::ReaderGone => None,
+            Failure::Said | Failure::Code(_) | Failure::ReaderGone => None,
         }
     }
 }

@@ -4,10 +4,16 @@ pub mod args;
 pub mod client;
 pub mod commands;
 pub mod context;
+pub mod exec_plan;
 pub mod exit;
+pub mod loss;
 pub mod offline;
 pub mod output;
 pub mod progress;
+pub mod session;
+pub mod signals;
+pub mod stdio;
+pub mod terminal;
 pub mod wait;
 
 use std::io;
@@ -71,5 +77,6 @@ pub async fn worker(ctx: &Context, command: &WorkerCommand, printer: &mut Printe
         WorkerCommand::Restart(args) => commands::restart(ctx, args, printer).await,
         WorkerCommand::Status(args) => commands::status(ctx, args, printer).await,
         WorkerCommand::Logs(args) => commands::logs(ctx, args, printer).await,
+        WorkerCommand::Exec(args) => commands::exec(ctx, args, printer).await,
     }
 }

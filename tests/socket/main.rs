@@ -9,3 +9,4 @@ mod fake;
 mod limits;
 mod logs;
 mod routes;
+mod sessions;

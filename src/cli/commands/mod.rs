@@ -2,6 +2,7 @@
 
 mod add;
 mod daemon;
+mod exec;
 mod list;
 mod logs;
 mod remove;
@@ -16,6 +17,7 @@ use iii_protocol::api::{ErrorBody, ErrorCode, StopRequest, WorkerStatus};
 
 pub use add::add;
 pub use daemon::daemon;
+pub use exec::exec;
 pub use list::list;
 pub use logs::logs;
 pub use remove::remove;

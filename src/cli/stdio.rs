@@ -1,0 +1,104 @@
+//! Standard streams in threads of their own: a read or write that never returns holds up nothing else, least of
+//! all the exit.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+
+use bytes::Bytes;
+use iii_protocol::session::MAX_DATA_BYTES;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::oneshot;
+
+use super::session::{Input, Output};
+
+/// How the copying of one stream ended.
+#[derive(Debug)]
+pub enum Copied {
+    /// All of it.
+    Whole,
+    /// Our reader has gone (`| head`): no failure.
+    ReaderGone,
+    /// It stopped part of the way.
+    Failed(io::Error),
+}
+
+/// Sends all of `stdin` to the session and then says that this was all. The thread is never waited for: it may
+/// sit in a read for ever. An error comes if there is one; without one, nothing.
+pub fn feed(stdin: File, mut input: Input) -> io::Result<oneshot::Receiver<io::Error>> {
+    let (failed, error) = oneshot::channel();
+    let run = move || {
+        let mut buffer = vec![0; MAX_DATA_BYTES];
+        loop {
+            match retrying(&stdin, PollFlags::POLLIN, |mut stdin| stdin.read(&mut buffer)) {
+                Ok(0) => break,
+                // A terminal that has hung up.
+                Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => break,
+                Ok(read) => {
+                    if input.blocking_send(Bytes::copy_from_slice(&buffer[..read])).is_err() {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    // No `finish`: half of an input is not to be taken for all of it.
+                    let _ = failed.send(e);
+                    return;
+                }
+            }
+        }
+        let _ = input.blocking_finish();
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(run)?;
+    Ok(error)
+}
+
+/// Writes all that the session sends to `target`, each piece at once. A slow target slows the session down.
+pub fn drain(mut output: Output, target: File, name: &str) -> io::Result<oneshot::Receiver<Copied>> {
+    let (done, copied) = oneshot::channel();
+    let run = move || {
+        let result = loop {
+            let Some(bytes) = output.blocking_next() else { break Copied::Whole };
+            match write_all(&target, &bytes) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break Copied::ReaderGone,
+                Err(e) => break Copied::Failed(e),
+            }
+        };
+        // Before the word is given: dropping it tells the guest that nobody reads any more.
+        drop(output);
+        let _ = done.send(result);
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+    Ok(copied)
+}
+
+fn write_all(target: &File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match retrying(target, PollFlags::POLLOUT, |mut target| target.write(bytes))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => bytes = &bytes[written..],
+        }
+    }
+    Ok(())
+}
+
+/// Whoever started us may have made the streams non-blocking, which all processes that have them open share.
+fn retrying(
+    file: &File,
+    event: PollFlags,
+    mut act: impl FnMut(&File) -> io::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        match act(file) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                match poll(&mut [PollFd::new(file.as_fd(), event)], PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
