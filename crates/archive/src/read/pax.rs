@@ -257,7 +257,11 @@ mod tests {
         for data in
             [&b"5 a=b\n"[..], b"99 path=x\n", b"8 pathxy\n", b"x", b"0 \n", b"11 size=-12\n", b"7 =abc\n"]
         {
-            assert!(matches!(parse(data), Err(Malformed::BadPax(_))), "{:?}", data.escape_ascii().to_string());
+            assert!(
+                matches!(parse(data), Err(Malformed::BadPax(_))),
+                "{:?}",
+                data.escape_ascii().to_string()
+            );
         }
     }
 }
