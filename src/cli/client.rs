@@ -7,8 +7,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use iii_protocol::api::{ErrorBody, LogsQuery};
 use iii_protocol::log::LogRecord;
@@ -125,27 +126,53 @@ impl Client {
         path: &str,
         body: Option<Bytes>,
     ) -> Result<Response<Incoming>, ClientError> {
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
+        let response = self.ask(request, body.unwrap_or_default()).await?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    /// `POST` that turns the connection into one of `protocol`. With it comes what was received behind the
+    /// daemon's answer already.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<(UnixStream, Bytes), ClientError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, protocol);
+        let response = self.ask(request, Bytes::new()).await?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {}
+            status if status.is_success() => {
+                return Err(ClientError::BadReply(format!("HTTP status {status}")));
+            }
+            _ => return Err(refusal(response).await),
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(gone)?;
+        let parts = upgraded
+            .downcast::<TokioIo<UnixStream>>()
+            .map_err(|_| ClientError::BadReply("the connection is none of ours".to_owned()))?;
+        Ok((parts.io.into_inner(), parts.read_buf))
+    }
+
+    async fn ask(&self, request: Builder, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
         // Ends with the response's body, or when that is dropped.
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
+        tokio::spawn(connection.with_upgrades());
+        let request = request
             .header(HOST, "iii")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body.unwrap_or_default()))
+            .body(Full::new(body))
             .map_err(|e| ClientError::BadReply(format!("no such request: {e}")))?;
-        let response = sender.send_request(request).await.map_err(gone)?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = read_body(response).await?;
-        Err(match serde_json::from_slice(&body) {
-            Ok(error) => ClientError::Refused(error),
-            Err(_) => ClientError::BadReply(format!("HTTP status {status}")),
-        })
+        sender.send_request(request).await.map_err(gone)
+    }
+}
+
+async fn refusal(response: Response<Incoming>) -> ClientError {
+    let status = response.status();
+    match read_body(response).await.map(|body| serde_json::from_slice(&body)) {
+        Ok(Ok(error)) => ClientError::Refused(error),
+        Ok(Err(_)) => ClientError::BadReply(format!("HTTP status {status}")),
+        Err(e) => e,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod exit;
 pub mod offline;
 pub mod output;
 pub mod progress;
+pub mod session;
 pub mod wait;
 
 use std::io;

@@ -15,6 +15,7 @@ mod reply;
 mod root;
 pub mod routes;
 pub mod server;
+pub mod sessions;
 mod signals;
 pub mod socket;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::time::Duration;
 use iii_protocol::api::{DaemonInfo, ErrorBody, Phase, WorkerList, WorkerStatus};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ractor::ActorRef;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -39,6 +41,7 @@ use crate::actors::messages::SupervisorMsg;
 use crate::home::{Home, ProjectId};
 use narrate::{Narrator, Printer};
 use routes::Edge;
+use sessions::Sessions;
 use signals::Signals;
 use socket::{Place, SocketError};
 
@@ -52,6 +55,9 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 const LAST_WORK: Duration = Duration::from_millis(500);
 /// Environment variable that says what is logged on stderr besides.
 pub const LOG_ENV: &str = "III_LOG";
+/// File descriptors the daemon wants, if the hard limit allows: connections have one, sessions two, machines
+/// and files a few. The usual soft limit of 1024 is for programs that use `select`.
+pub const MAX_OPEN_FILES: u64 = 4096;
 /// How many events may wait to be told.
 pub const EVENT_QUEUE: usize = 256;
 
@@ -155,6 +161,7 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// Runs the daemon of the project of `config` until it is told to end.
 pub fn run(home: Home, config: &Path) -> Result<(), DaemonError> {
     log_to_stderr();
+    raise_open_files();
     run_with(home, config, Box::new(|project| Box::pin(root::start_root(project))))
 }
 
@@ -170,6 +177,17 @@ fn log_to_stderr() {
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_env_filter(filter)
         .init();
+}
+
+/// A limit that stays as it is only means that fewer sessions fit in.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = MAX_OPEN_FILES.min(hard);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(e) = raised {
+        tracing::warn!(error = %e, "the limit of open files stays as it is");
+    }
 }
 
 /// The same with another supervisor tree.
@@ -208,9 +226,17 @@ async fn serve(
         started_at: Timestamp::now(),
     };
     printer.line(format!("iii {} runs {}", info.version, info.config_path));
+    let Project { home, id, .. } = project.clone();
     let root = start(project).await.map_err(DaemonError::Start)?;
     let (close, closing) = watch::channel(false);
-    let edge = Arc::new(Edge { supervisor: root.supervisor, info, closing: closing.clone() });
+    let edge = Arc::new(Edge {
+        supervisor: root.supervisor,
+        info,
+        home,
+        project: id,
+        sessions: Sessions::default(),
+        closing: closing.clone(),
+    });
     let server = tokio::spawn(server::serve(listener, routes::router(edge.clone()), closing));
     let ended = supervise(&edge, root.ended, root.events, signals, printer).await;
     close.send_replace(true);

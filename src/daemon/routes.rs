@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -23,7 +23,9 @@ use tokio::sync::{mpsc, watch};
 use super::logs::LogSource;
 use super::reply::{ApiError, body_or_default, json_line, ndjson, parse_body};
 use super::server::closed;
+use super::sessions::{self, Sessions};
 use crate::actors::messages::{SupervisorMsg, WorkerView};
+use crate::home::{Home, ProjectId};
 
 /// The largest request body. Every one the API knows is far smaller.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -40,6 +42,12 @@ pub struct Edge {
     pub supervisor: ActorRef<SupervisorMsg>,
     /// Who we are.
     pub info: DaemonInfo,
+    /// Where the machines' sockets are.
+    pub home: Home,
+    /// Whose machines.
+    pub project: ProjectId,
+    /// What the sessions share.
+    pub sessions: Sessions,
     /// True once the supervisor tree has ended: open streams come to their end.
     pub closing: watch::Receiver<bool>,
 }
@@ -60,6 +68,7 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/workers/{name}/stop", post(stop))
         .route("/v1/workers/{name}/restart", post(restart))
         .route("/v1/workers/{name}/logs", get(logs))
+        .route("/v1/workers/{name}/session", post(session))
         .route("/v1/images/pull", post(pull))
         .route("/v1/reload", post(reload))
         .fallback(no_route)
@@ -85,7 +94,7 @@ impl Edge {
         Err(error.0)
     }
 
-    async fn view(&self, name: &str) -> Result<WorkerView, ErrorBody> {
+    pub(super) async fn view(&self, name: &str) -> Result<WorkerView, ErrorBody> {
         self.call(|reply| SupervisorMsg::View { name: name.to_owned(), reply }).await?
     }
 }
@@ -141,6 +150,10 @@ async fn logs(
         .await
         .map_err(|e| ApiError::internal(format!("the log files of `{name}` cannot be read: {e}")))?;
     Ok(ndjson(source.into_stream(name, edge)))
+}
+
+async fn session(State(edge): Ctx, name: Name, request: Request) -> Result<Response, ApiError> {
+    sessions::open(&edge, &path(name)?, request).await
 }
 
 async fn watch_worker(State(edge): Ctx, name: Name) -> Result<Response, ApiError> {

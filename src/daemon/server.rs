@@ -14,8 +14,9 @@ use super::routes::refusing_router;
 use super::socket::may_talk;
 
 /// How many connections are served at once. A command holds one, a `logs --follow` holds one as long as it
-/// runs.
-pub const MAX_CONNECTIONS: usize = 128;
+/// runs, an `exec` until its session has begun: scripts begin those by the dozen, in several workers at a time.
+/// Sessions that have begun have a limit of their own ([`super::sessions::MAX_SESSIONS_AT_ONCE`]).
+pub const MAX_CONNECTIONS: usize = 256;
 /// How many connections above the limit are told so; those above that are closed without a word.
 pub const MAX_REFUSALS: usize = 16;
 /// How long a client may take to send a request's head.
@@ -67,7 +68,8 @@ async fn serve_one(stream: UnixStream, routes: Router, mut closing: watch::Recei
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -10,6 +10,7 @@ use iii::cli::context::Context;
 use iii::cli::output::Printer;
 use iii::daemon::routes::{Edge, router};
 use iii::daemon::server;
+use iii::daemon::sessions::Sessions;
 use iii::daemon::socket::Place;
 use iii::home::Home;
 use iii::logs::LogRing;
@@ -269,7 +270,14 @@ impl Project {
             config_path: config.display().to_string(),
             started_at: Timestamp::now(),
         };
-        let edge = Arc::new(Edge { supervisor: supervisor.clone(), info, closing: closing.clone() });
+        let edge = Arc::new(Edge {
+            supervisor: supervisor.clone(),
+            info,
+            home: home.clone(),
+            project: project.clone(),
+            sessions: Sessions::default(),
+            closing: closing.clone(),
+        });
         let server = tokio::spawn(server::serve(listener, router(edge), closing));
         FakeDaemon { supervisor, root, close, server, _place: place }
     }

@@ -1,0 +1,443 @@
+//! The client's side of one session ([`iii_protocol::session`]): windows, frames and the end.
+//!
+//! [`open`] asks the daemon and gives a [`Session`] in parts, each of which may go its own way, to a task or to
+//! a thread (every part has a `blocking_` twin):
+//!
+//! ```text
+//!   Input    ──▶ STDIN, STDIN_END      bytes go out as the agent's window allows; `send` waits for that
+//!   Output   ◀── STDOUT (and STDERR)   bytes are credited when the next ones are asked for
+//!   Control  ──▶ SIGNAL, RESIZE, KILL
+//!   started  ◀── STARTED
+//!   ending   ◀── END, or why there was none; comes before the outputs are read to their end
+//! ```
+//!
+//! A task of its own moves the frames and always reads, so that one part which nobody serves holds up no other
+//! for longer than the window both outputs share. Dropping [`Ending`] closes the connection, whatever other
+//! parts are still there: the agent then ends what belongs to the session.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use iii_protocol::frame::{Frame, FrameDecoder, FrameError, encode};
+use iii_protocol::session::{
+    End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
+    KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
+    MAX_DATA_BYTES, Open, ReceiveWindow, SendWindow, Signal, Started, Task, TerminalSize, UPGRADE, VERSION,
+    credit_payload, parse_credit,
+};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::client::{Client, ClientError, worker_path};
+
+/// How many pieces of input may wait for the window; each is what the caller made it.
+pub const INPUT_QUEUE: usize = 4;
+/// How many control frames may wait to be sent.
+pub const CONTROL_QUEUE: usize = 32;
+/// Bytes of frames that may wait for the carrier before nothing more is put behind them.
+const MAX_OUTGOING_BYTES: usize = 2 * MAX_DATA_BYTES;
+/// Bytes read at a time.
+const READ_BYTES: usize = MAX_DATA_BYTES;
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The daemon says no, or is not there.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What is to be done does not fit into a frame: far too many arguments.
+    #[error("the request is too large: {0}")]
+    TooLarge(FrameError),
+}
+
+/// Why a session ended without END.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The connection ended: the worker or the daemon is gone.
+    #[error("the connection was lost")]
+    Disconnected,
+    /// The agent does not keep to the protocol.
+    #[error("the guest's agent sent what it should not: {0}")]
+    Broken(String),
+}
+
+/// One session; see the [module's head](self).
+#[derive(Debug)]
+pub struct Session {
+    /// To the command's standard input, or the archive to unpack.
+    pub input: Input,
+    /// Standard output, or the packed archive.
+    pub stdout: Output,
+    /// Standard error.
+    pub stderr: Output,
+    /// Signals and the like.
+    pub control: Control,
+    /// Comes when the command runs; an error when the session ended before that.
+    pub started: oneshot::Receiver<Started>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// The writing end of standard input. Dropped without [`Input::finish`] the input just stays open.
+#[derive(Debug)]
+pub struct Input {
+    fed: mpsc::Sender<Fed>,
+}
+
+#[derive(Debug)]
+enum Fed {
+    Bytes(Bytes),
+    End,
+}
+
+/// Nobody reads the input any more: the command closed it, or the session is over. Not a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nobody reads the input any more")]
+pub struct InputClosed;
+
+impl Input {
+    /// Sends bytes; waits while the window is closed.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), InputClosed> {
+        self.fed.send(Fed::Bytes(bytes)).await.map_err(|_| InputClosed)
+    }
+
+    /// Likewise, from a thread outside of any runtime.
+    pub fn blocking_send(&mut self, bytes: Bytes) -> Result<(), InputClosed> {
+        self.fed.blocking_send(Fed::Bytes(bytes)).map_err(|_| InputClosed)
+    }
+
+    /// The end of the input, behind all that was sent.
+    pub async fn finish(self) -> Result<(), InputClosed> {
+        self.fed.send(Fed::End).await.map_err(|_| InputClosed)
+    }
+
+    /// Likewise, from a thread outside of any runtime.
+    pub fn blocking_finish(self) -> Result<(), InputClosed> {
+        self.fed.blocking_send(Fed::End).map_err(|_| InputClosed)
+    }
+}
+
+/// The reading end of one output stream. Dropping it before its end tells the agent that nobody reads it any
+/// more, so that the writer gets SIGPIPE.
+#[derive(Debug)]
+pub struct Output {
+    // Has no limit of its own: the window is one.
+    bytes: mpsc::UnboundedReceiver<Bytes>,
+    taken: Arc<Taken>,
+    last: usize,
+}
+
+impl Output {
+    /// The next bytes, as they came; `None` at the end. Asking says that those before were dealt with.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        self.taken.add(std::mem::take(&mut self.last));
+        let bytes = self.bytes.recv().await?;
+        self.last = bytes.len();
+        Some(bytes)
+    }
+
+    /// Likewise, from a thread outside of any runtime.
+    pub fn blocking_next(&mut self) -> Option<Bytes> {
+        self.taken.add(std::mem::take(&mut self.last));
+        let bytes = self.bytes.blocking_recv()?;
+        self.last = bytes.len();
+        Some(bytes)
+    }
+}
+
+/// Bytes that readers have dealt with and that are not yet credited.
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: AtomicUsize,
+    more: Notify,
+}
+
+impl Taken {
+    fn add(&self, bytes: usize) {
+        if bytes > 0 {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.more.notify_one();
+        }
+    }
+}
+
+/// Sends control frames. What is said to a session that is over is forgotten.
+#[derive(Debug, Clone)]
+pub struct Control {
+    frames: mpsc::Sender<Frame>,
+}
+
+impl Control {
+    /// A signal for the foreground process group, by its Linux number.
+    pub async fn signal(&self, signal: i32) {
+        self.send(Frame::json(KIND_SIGNAL, &Signal { signal })).await;
+    }
+
+    /// The terminal's new size.
+    pub async fn resize(&self, size: TerminalSize) {
+        self.send(Frame::json(KIND_RESIZE, &size)).await;
+    }
+
+    /// SIGKILL to every process of the session.
+    pub async fn kill(&self) {
+        self.send(Frame { kind: KIND_KILL, payload: Vec::new() }).await;
+    }
+
+    async fn send(&self, frame: Frame) {
+        let _ = self.frames.send(frame).await;
+    }
+}
+
+/// The end of a session, once it comes.
+#[derive(Debug)]
+pub struct Ending {
+    end: oneshot::Receiver<Result<End, Lost>>,
+}
+
+impl Ending {
+    /// Waits for it. May be cancelled and asked again until it has answered; only once after that.
+    pub async fn wait(&mut self) -> Result<End, Lost> {
+        (&mut self.end).await.unwrap_or(Err(Lost::Disconnected))
+    }
+}
+
+/// Opens a session of a worker. Must be called within a runtime, which then moves the frames.
+pub async fn open(client: &Client, worker: &str, task: Task) -> Result<Session, OpenError> {
+    let open = Frame::json(KIND_OPEN, &Open { version: VERSION, task });
+    // Before anybody is asked: it either fits or never will.
+    let open = open.to_bytes().map_err(OpenError::TooLarge)?;
+    let (stream, received) = client.upgrade(&worker_path(worker, "session"), UPGRADE).await?;
+    Ok(start(stream, &received, &open))
+}
+
+/// The session on a connection that is the agent's from here on. `received` came with the daemon's answer.
+fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
+    let (fed, input) = mpsc::channel(INPUT_QUEUE);
+    let (frames, control) = mpsc::channel(CONTROL_QUEUE);
+    let (stdout_sender, stdout) = mpsc::unbounded_channel();
+    let (stderr_sender, stderr) = mpsc::unbounded_channel();
+    let (started_sender, started) = oneshot::channel();
+    let (mut end_sender, end) = oneshot::channel();
+    let taken = Arc::<Taken>::default();
+    let mut mover = Mover {
+        stream,
+        decoder: FrameDecoder::default(),
+        outgoing: BytesMut::from(open),
+        can_write: true,
+        input: Some(input),
+        pending: Bytes::new(),
+        send_window: SendWindow::default(),
+        receive_window: ReceiveWindow::default(),
+        outputs: [Some(stdout_sender), Some(stderr_sender)],
+        started: Some(started_sender),
+        taken: taken.clone(),
+    };
+    mover.decoder.feed(received);
+    tokio::spawn(async move {
+        let result = tokio::select! {
+            result = mover.run(control) => result,
+            // The session was dropped.
+            () = end_sender.closed() => return,
+        };
+        let _ = end_sender.send(result);
+    });
+    let output = |bytes| Output { bytes, taken: taken.clone(), last: 0 };
+    Session {
+        input: Input { fed },
+        stdout: output(stdout),
+        stderr: output(stderr),
+        control: Control { frames },
+        started,
+        ending: Ending { end },
+    }
+}
+
+/// Moves the frames of one session.
+struct Mover {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+    outgoing: BytesMut,
+    /// False once a write has failed: what is still to be read counts all the same.
+    can_write: bool,
+    /// `None` after its end, or when nobody reads it.
+    input: Option<mpsc::Receiver<Fed>>,
+    /// Input that the window had no room for.
+    pending: Bytes,
+    send_window: SendWindow,
+    receive_window: ReceiveWindow,
+    /// STDOUT and STDERR; `None` when nobody reads them.
+    outputs: [Option<mpsc::UnboundedSender<Bytes>>; 2],
+    started: Option<oneshot::Sender<Started>>,
+    taken: Arc<Taken>,
+}
+
+impl Mover {
+    async fn run(&mut self, mut control: mpsc::Receiver<Frame>) -> Result<End, Lost> {
+        let taken = self.taken.clone();
+        let mut has_control = true;
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            if let Some(end) = self.take_frames()? {
+                return Ok(end);
+            }
+            self.put_pending();
+            self.write()?;
+            let room = self.outgoing.len() < MAX_OUTGOING_BYTES;
+            let wants_input = room && self.pending.is_empty() && self.send_window.room() > 0;
+            tokio::select! {
+                ready = self.stream.readable() => {
+                    ready.map_err(|_| Lost::Disconnected)?;
+                    self.read(&mut buffer)?;
+                }
+                _ = self.stream.writable(), if self.can_write && !self.outgoing.is_empty() => {}
+                frame = control.recv(), if room && has_control => match frame {
+                    Some(frame) => self.put(frame.kind, &frame.payload),
+                    None => has_control = false,
+                },
+                fed = receive(&mut self.input), if wants_input => self.feed(fed),
+                () = taken.more.notified() => self.credit(),
+                () = closed(&self.outputs[0]) => self.close_output(0, KIND_CLOSE_STDOUT),
+                () = closed(&self.outputs[1]) => self.close_output(1, KIND_CLOSE_STDERR),
+            }
+        }
+    }
+
+    fn put(&mut self, kind: u8, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        // Only OPEN could be too long, and that was looked at.
+        if encode(kind, payload, &mut bytes).is_ok() {
+            self.outgoing.extend_from_slice(&bytes);
+        }
+    }
+
+    fn put_pending(&mut self) {
+        while !self.pending.is_empty() && self.outgoing.len() < MAX_OUTGOING_BYTES {
+            let portion = self.pending.len().min(self.send_window.room()).min(MAX_DATA_BYTES);
+            if portion == 0 {
+                return;
+            }
+            self.send_window.sent(portion);
+            let bytes = self.pending.split_to(portion);
+            self.put(KIND_STDIN, &bytes);
+        }
+    }
+
+    fn feed(&mut self, fed: Option<Fed>) {
+        match fed {
+            Some(Fed::Bytes(bytes)) => self.pending = bytes,
+            Some(Fed::End) => {
+                self.put(KIND_STDIN_END, &[]);
+                self.input = None;
+            }
+            None => self.input = None,
+        }
+    }
+
+    fn credit(&mut self) {
+        if let Some(credit) = self.receive_window.taken(self.taken.bytes.swap(0, Ordering::Relaxed)) {
+            self.put(KIND_CREDIT, &credit_payload(credit));
+        }
+    }
+
+    fn close_output(&mut self, which: usize, kind: u8) {
+        self.outputs[which] = None;
+        self.put(kind, &[]);
+    }
+
+    fn write(&mut self) -> Result<(), Lost> {
+        while self.can_write && !self.outgoing.is_empty() {
+            match self.stream.try_write(&self.outgoing) {
+                Ok(written) => self.outgoing.advance(written),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // The last words may be here all the same: reading tells.
+                Err(_) => self.can_write = false,
+            }
+        }
+        if !self.can_write {
+            self.outgoing.clear();
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut BytesMut) -> Result<(), Lost> {
+        buffer.clear();
+        buffer.reserve(READ_BYTES);
+        match self.stream.try_read_buf(buffer) {
+            Ok(0) => Err(Lost::Disconnected),
+            Ok(_) => {
+                self.decoder.feed(buffer);
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(Lost::Disconnected),
+        }
+    }
+
+    fn take_frames(&mut self) -> Result<Option<End>, Lost> {
+        while let Some(frame) = self.decoder.next_frame().map_err(broken)? {
+            if let Some(end) = self.take(frame)? {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<Option<End>, Lost> {
+        match frame.kind {
+            KIND_STDOUT => self.output(0, frame.payload)?,
+            KIND_STDERR => self.output(1, frame.payload)?,
+            KIND_CREDIT => {
+                let bytes = parse_credit(&frame.payload).ok_or_else(|| broken("credit without a number"))?;
+                self.send_window.credited(bytes).map_err(broken)?;
+            }
+            KIND_STDIN_CLOSED => {
+                self.input = None;
+                self.pending = Bytes::new();
+            }
+            KIND_STARTED => {
+                let started = frame.parse().map_err(broken)?;
+                if let Some(sender) = self.started.take() {
+                    let _ = sender.send(started);
+                }
+            }
+            KIND_END => return frame.parse().map(Some).map_err(broken),
+            kind => return Err(broken(format!("a frame of the unknown kind {kind}"))),
+        }
+        Ok(None)
+    }
+
+    fn output(&mut self, which: usize, payload: Vec<u8>) -> Result<(), Lost> {
+        let bytes = payload.len();
+        if bytes == 0 {
+            // Not counted by the window, so not kept either.
+            return Ok(());
+        }
+        self.receive_window.received(bytes).map_err(broken)?;
+        let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload.into()).is_ok());
+        if !sent {
+            // Thrown away; the other stream still needs the room.
+            self.taken.add(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn broken(why: impl std::fmt::Display) -> Lost {
+    Lost::Broken(why.to_string())
+}
+
+async fn receive(input: &mut Option<mpsc::Receiver<Fed>>) -> Option<Fed> {
+    match input {
+        Some(input) => input.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn closed(output: &Option<mpsc::UnboundedSender<Bytes>>) {
+    match output {
+        Some(output) => output.closed().await,
+        None => std::future::pending().await,
+    }
+}

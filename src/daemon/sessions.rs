@@ -1,0 +1,350 @@
+//! Sessions: the daemon joins a client's connection to one of the guest's, and looks at nothing in it.
+//!
+//! ```text
+//!  POST .../session, Upgrade: iii-session/1
+//!    is it one of ours? -> does the worker run? -> connect to the machine's socket -> 101 -> carry bytes
+//! ```
+//!
+//! libkrun writes to the host's sockets in blocking mode, so that one which is not read would hold up every
+//! connection of its machine. Therefore both directions are always read, into a buffer each; the windows of
+//! [`iii_protocol::session`] keep an honest end far below its limit, and an end that goes over it loses its
+//! session. When one end closes, the other is closed at once.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use iii_protocol::api::{ErrorBody, ErrorCode, Phase, WorkerStatus};
+use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
+use iii_protocol::session::{MAX_SESSIONS, UPGRADE, WINDOW_BYTES};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::SendTimeout,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::reply::ApiError;
+use super::routes::Edge;
+use super::server::closed;
+use crate::vm::SESSION_SOCKET;
+
+/// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each
+/// holds two file descriptors, which [`super::MAX_OPEN_FILES`] has room for.
+pub const MAX_SESSIONS_AT_ONCE: usize = 4 * MAX_SESSIONS;
+/// What may wait in one direction for an end that does not read. An honest sender has at most the window on
+/// the way, even in frames of one byte, and besides that control frames, of which OPEN may be large.
+pub const MAX_WAITING_BYTES: usize = WINDOW_BYTES * (HEADER_BYTES + 1) + MAX_FRAME_BYTES;
+/// How long a machine may take to accept a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many connections to one machine are being made at a time: libkrun's socket has a backlog of 5, and
+/// each of these waits in a thread of its own.
+pub const MAX_CONNECTING: usize = 8;
+/// Bytes read at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Sessions {
+    slots: Arc<Semaphore>,
+    /// Per worker, so that a machine which accepts nothing keeps nobody else waiting.
+    connecting: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+impl Default for Sessions {
+    fn default() -> Sessions {
+        Sessions { slots: Arc::new(Semaphore::new(MAX_SESSIONS_AT_ONCE)), connecting: Mutex::default() }
+    }
+}
+
+impl Sessions {
+    fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.slots.clone().try_acquire_owned().map_err(|_| {
+            ApiError(ErrorBody {
+                code: ErrorCode::Host,
+                message: format!("the daemon carries {MAX_SESSIONS_AT_ONCE} sessions already, its limit"),
+                hint: Some("end some `iii worker exec`, then try again".to_owned()),
+            })
+        })
+    }
+
+    fn connecting(&self, worker: &str) -> Arc<Semaphore> {
+        let mut all = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody waits for are as good as new ones.
+        all.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+        all.entry(worker.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(MAX_CONNECTING))).clone()
+    }
+
+    /// Connects to a machine's socket; waits in line where many want to.
+    async fn connect(&self, worker: &str, path: &Path) -> io::Result<UnixStream> {
+        let connecting = self.connecting(worker);
+        let turn = tokio::time::timeout(CONNECT_TIMEOUT, connecting.acquire_owned());
+        let turn = turn.await?.map_err(io::Error::other)?;
+        let path = path.to_owned();
+        let connected = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            connect_patiently(&path)
+        });
+        UnixStream::from_std(connected.await.map_err(io::Error::other)??)
+    }
+}
+
+/// Waits in the kernel while the backlog is full: a socket that does not block would be refused there.
+fn connect_patiently(path: &Path) -> io::Result<StdUnixStream> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let timeout = i64::try_from(CONNECT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+    setsockopt(&fd, SendTimeout, &TimeVal::milliseconds(timeout))?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?).map_err(|e| match e {
+        Errno::EAGAIN => io::Error::from(io::ErrorKind::TimedOut),
+        e => e.into(),
+    })?;
+    let stream = StdUnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// Opens a session of the worker: the answer is `101`, and from then on the connection is the session's.
+pub(super) async fn open(edge: &Edge, name: &str, mut request: Request) -> Result<Response, ApiError> {
+    if !wants_session(request.headers()) {
+        return Err(no_upgrade());
+    }
+    // Not there either when the request is HTTP/1.0.
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(no_upgrade)?;
+    let view = edge.view(name).await?;
+    may_have_sessions(&view.status.borrow())?;
+    let slot = edge.sessions.slot()?;
+    let socket = edge.home.machine_run(&edge.project, name).join(SESSION_SOCKET);
+    let guest = edge.sessions.connect(name, &socket).await.map_err(|e| unreachable_machine(name, &e))?;
+    let session = Session { worker: name.to_owned(), guest, _slot: slot };
+    tokio::spawn(session.carry_upgraded(upgrade, edge.closing.clone()));
+    let response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, UPGRADE)
+        .body(Body::empty());
+    response.map_err(|e| ApiError::internal(format!("no answer could be made: {e}")))
+}
+
+fn wants_session(headers: &HeaderMap) -> bool {
+    let names = |header, wanted: &str| {
+        let values = headers.get_all(header).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case(wanted))
+    };
+    names(header::CONNECTION, "upgrade") && names(header::UPGRADE, UPGRADE)
+}
+
+fn no_upgrade() -> ApiError {
+    ApiError(ErrorBody {
+        code: ErrorCode::BadRequest,
+        message: "a session needs a connection that can be upgraded".to_owned(),
+        hint: Some(format!(
+            "ask with HTTP/1.1, `Connection: Upgrade` and `Upgrade: {UPGRADE}`, or use `iii worker exec`"
+        )),
+    })
+}
+
+fn unreachable_machine(name: &str, error: &io::Error) -> ApiError {
+    let why = match error.kind() {
+        io::ErrorKind::TimedOut => format!("it did not answer within {CONNECT_TIMEOUT:?}"),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "nobody listens on its session socket".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    ApiError(ErrorBody {
+        code: ErrorCode::Host,
+        message: format!("the machine of `{name}` cannot be reached: {why}"),
+        hint: Some(format!("`iii worker status {name}` shows how it is; restart it if it stays so")),
+    })
+}
+
+/// Only a worker that runs has an agent that takes sessions.
+fn may_have_sessions(status: &WorkerStatus) -> Result<(), ApiError> {
+    let name = &status.name;
+    let last = status.exits.first().map(|exit| format!(" ({})", exit.cause)).unwrap_or_default();
+    let start = || format!("start it with `iii worker start {name}`");
+    let wait = || format!("`iii worker start {name}` waits until it runs");
+    let logs = || format!("see what it wrote: `iii worker logs {name}`");
+    let (message, hint) = match status.phase {
+        Phase::Running => return Ok(()),
+        Phase::Stopped => (format!("`{name}` is stopped"), start()),
+        Phase::Preparing => (format!("`{name}` is still preparing: it has no machine yet"), wait()),
+        Phase::Booting => (format!("`{name}` is still booting"), wait()),
+        Phase::Stopping => (format!("`{name}` is stopping"), start()),
+        Phase::Backoff => (format!("`{name}` has ended{last} and waits to be started again"), logs()),
+        Phase::CrashLoop => (format!("`{name}` crashes again and again{last}"), logs()),
+        Phase::Failed => match &status.cause {
+            Some(cause) => {
+                let hint = cause.hint.clone().unwrap_or_else(start);
+                (format!("`{name}` has failed: {}", cause.message), hint)
+            }
+            None => (format!("`{name}` has failed{last}"), logs()),
+        },
+    };
+    Err(ApiError(ErrorBody { code: ErrorCode::Conflict, message, hint: Some(hint) }))
+}
+
+/// One session that is connected to its machine.
+struct Session {
+    worker: String,
+    guest: UnixStream,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Session {
+    async fn carry_upgraded(self, upgrade: OnUpgrade, mut closing: watch::Receiver<bool>) {
+        let upgraded = tokio::select! {
+            upgraded = upgrade => upgraded,
+            () = closed(&mut closing) => return,
+        };
+        match upgraded.map(Upgraded::downcast::<TokioIo<UnixStream>>) {
+            Ok(Ok(parts)) => {
+                let client = parts.io.into_inner();
+                tokio::select! {
+                    end = carry(&client, parts.read_buf, &self.guest) => self.tell(end),
+                    () = closed(&mut closing) => {}
+                }
+            }
+            Ok(Err(_)) => tracing::error!("an upgraded connection is no socket"),
+            Err(e) => tracing::debug!(error = %e, "a client left before its session"),
+        }
+    }
+
+    fn tell(&self, end: Carried) {
+        let worker = &self.worker;
+        match end {
+            Carried::Closed => {}
+            Carried::GuestExceeded => {
+                tracing::warn!(%worker, "the guest sent more than a session may: session closed");
+            }
+            Carried::ClientExceeded => {
+                tracing::warn!(%worker, "a client sent more than a session may: session closed");
+            }
+        }
+    }
+}
+
+/// Why bytes are carried no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carried {
+    /// One of the ends is closed, and what the guest had sent is with the client.
+    Closed,
+    /// More than [`MAX_WAITING_BYTES`] from the guest that the client does not read.
+    GuestExceeded,
+    /// Likewise the other way.
+    ClientExceeded,
+}
+
+/// Carries bytes both ways until an end closes. `first` came with the client's request.
+async fn carry(client: &UnixStream, first: Bytes, guest: &UnixStream) -> Carried {
+    let up = async {
+        match pump(client, guest, BytesMut::from(first)).await {
+            Pumped::SourceClosed(_) => Carried::Closed,
+            Pumped::Exceeded => Carried::ClientExceeded,
+            // The guest's last words may still be on the way: they decide. Until then the client's are
+            // thrown away, so that its leaving is seen.
+            Pumped::TargetClosed => {
+                drain(client).await;
+                Carried::Closed
+            }
+        }
+    };
+    let down = async {
+        match pump(guest, client, BytesMut::new()).await {
+            Pumped::SourceClosed(rest) => {
+                deliver(client, rest).await;
+                Carried::Closed
+            }
+            Pumped::Exceeded => Carried::GuestExceeded,
+            Pumped::TargetClosed => Carried::Closed,
+        }
+    };
+    tokio::select! {
+        end = up => end,
+        end = down => end,
+    }
+}
+
+/// How one direction ended.
+enum Pumped {
+    /// Nothing more comes; this much was not yet taken.
+    SourceClosed(BytesMut),
+    /// Nobody takes it any more.
+    TargetClosed,
+    /// More waits than may.
+    Exceeded,
+}
+
+/// Reads all that comes, whether it can be written or not.
+async fn pump(from: &UnixStream, to: &UnixStream, mut waiting: BytesMut) -> Pumped {
+    loop {
+        // What has just been read can nearly always be written at once.
+        if !waiting.is_empty() && !write_some(to, &mut waiting) {
+            return Pumped::TargetClosed;
+        }
+        let writable = tokio::select! {
+            ready = from.readable() => {
+                if ready.is_err() {
+                    return Pumped::SourceClosed(waiting);
+                }
+                false
+            }
+            _ = to.writable(), if !waiting.is_empty() => true,
+        };
+        if writable {
+            continue;
+        }
+        waiting.reserve(READ_BYTES);
+        match from.try_read_buf(&mut waiting) {
+            Ok(0) => return Pumped::SourceClosed(waiting),
+            Ok(_) if waiting.len() > MAX_WAITING_BYTES => return Pumped::Exceeded,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Pumped::SourceClosed(waiting),
+        }
+    }
+}
+
+/// Whether the target is still there.
+fn write_some(to: &UnixStream, waiting: &mut BytesMut) -> bool {
+    match to.try_write(waiting) {
+        Ok(written) => waiting.advance(written),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+        Err(_) => return false,
+    }
+    true
+}
+
+/// Writes what is left, for as long as the target is there.
+async fn deliver(to: &UnixStream, mut rest: BytesMut) {
+    while !rest.is_empty() && write_some(to, &mut rest) {
+        if !rest.is_empty() && to.writable().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads and forgets, until the source closes.
+async fn drain(from: &UnixStream) {
+    let mut forgotten = BytesMut::with_capacity(READ_BYTES);
+    while from.readable().await.is_ok() {
+        forgotten.clear();
+        match from.try_read_buf(&mut forgotten) {
+            Ok(0) => return,
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
