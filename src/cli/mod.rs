@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 pub mod commands;
 pub mod context;
+pub mod copy;
 pub mod exit;
 pub mod offline;
 pub mod output;
@@ -72,5 +73,6 @@ pub async fn worker(ctx: &Context, command: &WorkerCommand, printer: &mut Printe
         WorkerCommand::Restart(args) => commands::restart(ctx, args, printer).await,
         WorkerCommand::Status(args) => commands::status(ctx, args, printer).await,
         WorkerCommand::Logs(args) => commands::logs(ctx, args, printer).await,
+        WorkerCommand::Cp(args) => commands::cp(ctx, args, printer).await,
     }
 }
