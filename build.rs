@@ -17,7 +17,8 @@ const PROFILE: &str = "agent";
 
 fn main() {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    for input in ["crates/agent", "crates/protocol", "Cargo.toml", "Cargo.lock", "build.rs"] {
+    for input in ["crates/agent", "crates/archive", "crates/protocol", "Cargo.toml", "Cargo.lock", "build.rs"]
+    {
         println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     let agent =

@@ -1,5 +1,6 @@
 //! The command line as clap reads it: types only.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,6 +90,11 @@ pub enum WorkerCommand {
                             127  there is no such program\n  \
                             130  killed by a second Ctrl-C")]
     Exec(ExecArgs),
+    /// Copy files and folders into a running worker or out of it, as `docker cp` does.
+    #[command(after_help = "Examples:\n  iii worker cp ./settings.toml web:/etc/app/\n  \
+                            iii worker cp web:/var/log/app ./logs\n  \
+                            iii worker cp web:/data - | tar -t")]
+    Cp(CpArgs),
 }
 
 /// `iii worker add`.
@@ -233,6 +239,28 @@ fn time_limit(text: &str) -> Result<Duration, String> {
         Ok(limit) => Ok(limit),
         Err(e) => Err(format!("{e} (such as 30s, 5m or 1500ms)")),
     }
+}
+
+/// `iii worker cp`.
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// What to copy: a path, WORKER:PATH, or `-` for a tar stream on stdin; with `/.` at its end the content
+    /// of a folder.
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+    /// Where to: a path, WORKER:PATH, or `-` for a tar stream on stdout. A path with a `:` in it begins with
+    /// `./` or `/`.
+    #[arg(value_name = "DST")]
+    pub destination: OsString,
+    /// Keep owners and groups (as root, when copying to this host).
+    #[arg(short, long)]
+    pub archive: bool,
+    /// If SRC is a link, copy what it leads to.
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Show no progress.
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// A point in time, or how long ago it was.

@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 pub mod commands;
 pub mod context;
+pub mod copy;
 pub mod exec_plan;
 pub mod exit;
 pub mod loss;
@@ -78,5 +79,6 @@ pub async fn worker(ctx: &Context, command: &WorkerCommand, printer: &mut Printe
         WorkerCommand::Status(args) => commands::status(ctx, args, printer).await,
         WorkerCommand::Logs(args) => commands::logs(ctx, args, printer).await,
         WorkerCommand::Exec(args) => commands::exec(ctx, args, printer).await,
+        WorkerCommand::Cp(args) => commands::cp(ctx, args, printer).await,
     }
 }

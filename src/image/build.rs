@@ -1,7 +1,7 @@
 //! From an image's layers to its root disk: one read-only EROFS file, without unpacking anything.
 //!
 //! A layer streams through four stages: its bytes are decompressed (and checked against the layer's
-//! `diff_id`) on a thread of their own; `layer::archive` cuts the tar stream into entries; `layer` applies
+//! `diff_id`) on a thread of their own; `iii_archive::read` cuts the tar stream into entries; `layer` applies
 //! each entry to the tree in memory, by the rules of the OCI image spec (`layer.md`), while the bodies of
 //! files go straight to their final place in the disk; and when all layers are in, `erofs` writes inodes and
 //! folders behind the bodies. The same layers give the same bytes: nothing depends on a clock, on the host
@@ -16,9 +16,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::thread;
 
+use iii_archive::read::Archive;
+
 pub use self::error::{BuildError, EntryPath, LimitHit, Problem};
 use super::erofs::{self, DataWriter};
-use super::layer::archive::Archive;
 use super::layer::stream::LayerStream;
 use super::layer::{self, Fault, Usage};
 use super::tree::{Kind, Tree};

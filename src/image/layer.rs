@@ -6,14 +6,12 @@
 //! unless both are folders. Unlike them it refuses a name with `..` in it, and a layer that wants a file to
 //! be a folder. Device nodes are kept, as the spec has them: machines mount their disks `nodev`.
 
-pub(crate) mod archive;
-mod pax;
 pub(crate) mod stream;
 
 use std::io;
 
-use self::archive::{Archive, Entry, EntryKind};
-use self::stream::Source;
+use iii_archive::read::{Archive, Entry, EntryKind, HeadersTooLong, Malformed, Source};
+
 use super::build::{EntryPath, LimitHit, Limits, Problem};
 use super::erofs::{self, BodyWriter, DataWriter};
 use super::tree::{Kind, Meta, Missing, Tree};
@@ -43,6 +41,18 @@ pub(crate) enum Fault {
 impl From<Problem> for Fault {
     fn from(problem: Problem) -> Fault {
         Fault::Problem(problem)
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(malformed: Malformed) -> Fault {
+        Fault::Problem(malformed.into())
+    }
+}
+
+impl From<HeadersTooLong> for Fault {
+    fn from(hit: HeadersTooLong) -> Fault {
+        Fault::Limit(LimitHit { limit: "header_bytes", at_most: hit.at_most })
     }
 }
 
@@ -80,7 +90,7 @@ impl<'l> Usage<'l> {
 }
 
 /// Applies all of one layer; `Tree::begin_layer` has been called for it.
-pub(crate) fn apply<S: Source>(
+pub(crate) fn apply<S: Source<Error = Fault>>(
     archive: &mut Archive<S>,
     tree: &mut Tree,
     data: &mut DataWriter<'_>,
@@ -92,7 +102,7 @@ pub(crate) fn apply<S: Source>(
     Ok(())
 }
 
-fn apply_entry<S: Source>(
+fn apply_entry<S: Source<Error = Fault>>(
     entry: Entry,
     archive: &mut Archive<S>,
     tree: &mut Tree,
@@ -168,7 +178,7 @@ fn apply_entry<S: Source>(
 }
 
 /// Moves `length` bytes of the entry's body to `offset` of the file.
-fn copy<S: Source>(
+fn copy<S: Source<Error = Fault>>(
     archive: &mut Archive<S>,
     data: &mut DataWriter<'_>,
     body: &mut BodyWriter,
@@ -181,7 +191,7 @@ fn copy<S: Source>(
         let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
         let n = piece.len().min(left);
         if n == 0 {
-            return Err(Problem::Truncated.into());
+            return Err(Malformed::Truncated.into());
         }
         body.write(data, offset, &piece[..n])?;
         archive.consume_body(n);

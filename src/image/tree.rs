@@ -15,7 +15,7 @@ use super::layer::Fault;
 pub(crate) use self::resolve::Missing;
 
 /// Extended attributes by their full name (`user.x`).
-pub(crate) type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+pub(crate) type Xattrs = iii_archive::read::Xattrs;
 
 /// Which inode; the root is [`ROOT`].
 pub(crate) type Id = u32;

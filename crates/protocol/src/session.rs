@@ -105,7 +105,8 @@ pub enum Task {
     /// Sends a file or folder as a tar archive on standard output (PAX where it has to be).
     Pack {
         /// Where it is in the guest. A last component that is a link is followed when a `/` or `/.` comes
-        /// behind it, or with `follow`.
+        /// behind it, or with `follow`. With `/.` the archive's top is `./`, else the last component. A relative
+        /// one begins at the root.
         path: String,
         /// Follow a link that is the path itself.
         #[serde(default)]
@@ -117,6 +118,9 @@ pub enum Task {
         path: String,
         /// How the archive's names are laid out below it.
         layout: Layout,
+        /// Owners and groups as the archive has them; otherwise all belongs to root.
+        #[serde(default)]
+        owners: bool,
     },
 }
 
@@ -126,13 +130,11 @@ pub enum Task {
 pub enum Layout {
     /// `path` is an existing folder, and the archive's names go below it as they are.
     Inside,
-    /// The archive has one thing at its top. If `path` is a folder, it goes inside under `name`; otherwise it
-    /// becomes `path`, whose parent must exist.
+    /// The archive has one thing at its top, which is its first entry. If `path` is a folder, it goes inside
+    /// under the name it has in the archive; otherwise it becomes `path`, whose parent must exist.
     As {
-        /// The name it gets inside an existing folder; nothing when its contents go right into the folder.
-        name: Option<String>,
-        /// Whether that thing is a folder: a folder cannot become an existing file.
-        folder: bool,
+        /// The content of the folder at the top is meant: it goes right into `path` if that is a folder.
+        contents: bool,
     },
 }
 

@@ -1,6 +1,7 @@
 //! One function per command: ask, print, return how it went.
 
 mod add;
+mod cp;
 mod daemon;
 mod exec;
 mod list;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use iii_protocol::api::{ErrorBody, ErrorCode, StopRequest, WorkerStatus};
 
 pub use add::add;
+pub use cp::cp;
 pub use daemon::daemon;
 pub use exec::exec;
 pub use list::list;

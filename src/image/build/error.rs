@@ -1,7 +1,9 @@
 //! Why a root disk could not be built, and at which entry of which layer.
 
-use std::fmt;
 use std::io;
+
+pub use iii_archive::EntryPath;
+use iii_archive::read::Malformed;
 
 /// Why a root disk could not be built.
 ///
@@ -66,21 +68,6 @@ fn at(entry: &Option<EntryPath>) -> String {
     entry.as_ref().map(|path| format!(", entry `{path}`")).unwrap_or_default()
 }
 
-/// The name of an entry as the layer spells it: bytes, not always text.
-///
-/// Shown lossily, control characters escaped, so that a name cannot write to the reader's terminal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EntryPath(pub Vec<u8>);
-
-impl fmt::Display for EntryPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in String::from_utf8_lossy(&self.0).chars() {
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        Ok(())
-    }
-}
-
 /// A limit that an image went over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("over the limit `{limit}` of {at_most}")]
@@ -94,21 +81,9 @@ pub struct LimitHit {
 /// What is wrong with an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// The stream is no tar stream, or a damaged one.
-    #[error("not a valid tar stream: {0}")]
-    BadArchive(&'static str),
-    /// The stream ends in the middle of an entry.
-    #[error("the tar stream ends too early")]
-    Truncated,
-    /// A PAX record cannot be understood.
-    #[error("its PAX record `{0}` is malformed")]
-    BadPax(EntryPath),
-    /// A sparse map contradicts itself or the entry's size.
-    #[error("its sparse map is malformed: {0}")]
-    BadSparseMap(&'static str),
-    /// An entry of a type that no layer has.
-    #[error("entries of type `{}` are not supported", .0.escape_ascii())]
-    UnsupportedType(u8),
+    /// The tar stream itself, or an entry's header.
+    #[error(transparent)]
+    Archive(#[from] Malformed),
     /// A name with a `..` in it.
     #[error("a name in a layer must not contain `..`")]
     ParentStep,
@@ -139,17 +114,6 @@ pub enum Problem {
     /// A symbolic link to nowhere, or further than Linux can follow.
     #[error("its symbolic link has a target of {0} bytes, not of 1 to 4095")]
     SymlinkTarget(usize),
-    /// An owner that is no 32-bit id.
-    #[error("its owner or group {0} is not a valid id")]
-    BadOwner(u64),
-    /// A device number beyond 12 bits of major and 20 of minor.
-    #[error("its device number {major}:{minor} is out of range")]
-    BadDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
     /// An extended attribute that the format cannot hold.
     #[error("its extended attribute `{0}` is too long")]
     XattrTooLong(EntryPath),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
+use iii_archive::read::Source;
 use sha2::{Digest as _, Sha256};
 
 use super::{Fault, Usage};
@@ -18,24 +19,6 @@ const CHUNK: usize = 256 << 10;
 const CHUNKS_AHEAD: usize = 8;
 /// Bytes read from a compressed layer at a time.
 const INPUT_BUFFER: usize = 256 << 10;
-
-/// Bytes that are taken as they come.
-pub(crate) trait Source {
-    /// What is there next, without taking it; empty at the end.
-    fn fill(&mut self) -> Result<&[u8], Fault>;
-    /// Takes `n` bytes of what `fill` gave.
-    fn consume(&mut self, n: usize);
-}
-
-impl Source for &[u8] {
-    fn fill(&mut self) -> Result<&[u8], Fault> {
-        Ok(self)
-    }
-
-    fn consume(&mut self, n: usize) {
-        *self = &self[n..];
-    }
-}
 
 /// The unpacked bytes of one layer.
 pub(crate) struct LayerStream<'scope, 'u, 'l> {
@@ -102,6 +85,8 @@ impl<'scope, 'u, 'l> LayerStream<'scope, 'u, 'l> {
 }
 
 impl Source for LayerStream<'_, '_, '_> {
+    type Error = Fault;
+
     fn fill(&mut self) -> Result<&[u8], Fault> {
         if self.taken == self.current.len() {
             // A full list of spent chunks only means that this one is dropped.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use iii_protocol::session::{EndCause, KIND_STARTED, MAX_DATA_BYTES, Started, Task, TerminalSize};
 
-use crate::copy::{self, CopyError};
+use crate::copy::{self, CopyError, Warnings};
 
 use super::Admitted;
 use super::connection::Connection;
@@ -29,7 +29,15 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
     let Ok(attended) = open::attend(stream, lines, controls, sender, events) else { return };
 
     let mut begun = Begun { is: false, session: admitted.number, connection: Arc::clone(connection) };
-    let result = copy(task, &attended.lines, &mut begun);
+    let mut warnings = Warnings::default();
+    let result = copy(task, &attended.lines, &mut begun, &mut warnings);
+    let warnings = warnings.lines();
+    if begun.is && !warnings.is_empty() {
+        let lines = &attended.lines;
+        let mut out = SessionWriter::stderr(Arc::clone(&lines.outbound), Arc::clone(&lines.connection));
+        // A client that has left is not told.
+        let _ = out.write_all(warnings.as_bytes());
+    }
     let cause = match result {
         Ok(()) => {
             // Nothing to read or write is a copy too.
@@ -44,17 +52,17 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
     attended.finish(cause, lost);
 }
 
-fn copy(task: Task, lines: &Lines, begun: &mut Begun) -> Result<(), CopyError> {
+fn copy(task: Task, lines: &Lines, begun: &mut Begun, warnings: &mut Warnings) -> Result<(), CopyError> {
     match task {
         Task::Pack { path, follow } => {
-            let out = SessionWriter::new(Arc::clone(&lines.outbound), Arc::clone(&lines.connection));
+            let out = SessionWriter::stdout(Arc::clone(&lines.outbound), Arc::clone(&lines.connection));
             let mut out = BufWriter::with_capacity(MAX_DATA_BYTES, Telling { begun, inner: out });
-            copy::pack(&path, follow, &mut out)?;
+            copy::pack(&path, follow, &mut out, warnings)?;
             out.flush().map_err(|error| CopyError { message: format!("{path}: {error}"), hint: None })
         }
-        Task::Unpack { path, layout } => {
+        Task::Unpack { path, layout, owners } => {
             let input = SessionReader::new(Arc::clone(&lines.inbound), Arc::clone(&lines.connection));
-            copy::unpack(&path, &layout, &mut Telling { begun, inner: input })
+            copy::unpack(&path, &layout, owners, &mut Telling { begun, inner: input }, warnings)
         }
         Task::Exec(_) => unreachable!("a command is no copy"),
     }

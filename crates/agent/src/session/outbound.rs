@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iii_protocol::session::{KIND_STDOUT, MAX_DATA_BYTES, SendWindow, TooMuchCredit};
+use iii_protocol::session::{KIND_STDERR, KIND_STDOUT, MAX_DATA_BYTES, SendWindow, TooMuchCredit};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::Connection;
@@ -98,18 +98,23 @@ impl Outbound {
     }
 }
 
-/// Standard output as a stream of bytes, for a session that is not a command. A write waits until the
+/// Standard output or standard error as a stream of bytes, for a session that is not a command. A write waits until the
 /// client has room, and fails with `BrokenPipe` when nobody reads any more. It makes frames as large as the
 /// writes, so these should be large ([`MAX_DATA_BYTES`]).
 #[derive(Debug)]
 pub(crate) struct SessionWriter {
     outbound: Arc<Outbound>,
     connection: Arc<Connection>,
+    kind: u8,
 }
 
 impl SessionWriter {
-    pub(super) fn new(outbound: Arc<Outbound>, connection: Arc<Connection>) -> SessionWriter {
-        SessionWriter { outbound, connection }
+    pub(super) fn stdout(outbound: Arc<Outbound>, connection: Arc<Connection>) -> SessionWriter {
+        SessionWriter { outbound, connection, kind: KIND_STDOUT }
+    }
+
+    pub(super) fn stderr(outbound: Arc<Outbound>, connection: Arc<Connection>) -> SessionWriter {
+        SessionWriter { outbound, connection, kind: KIND_STDERR }
     }
 }
 
@@ -120,13 +125,14 @@ impl Write for SessionWriter {
         }
         loop {
             let view = self.outbound.view();
-            if view.lost || view.stdout_closed {
+            let closed = if self.kind == KIND_STDOUT { view.stdout_closed } else { view.stderr_closed };
+            if view.lost || closed {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let size = view.room().min(bytes.len()).min(MAX_DATA_BYTES);
             if size > 0 {
                 self.outbound.sent(size);
-                self.connection.send(KIND_STDOUT, &bytes[..size])?;
+                self.connection.send(self.kind, &bytes[..size])?;
                 return Ok(size);
             }
             super::pump::wait_for(&self.outbound.wake)?;

@@ -3,63 +3,92 @@
 //! The `tar` crate reads the headers. Its iterator over entries is not used: it breaks PAX records at
 //! newlines inside binary values, even the one that says where the next header is, and knows no sparse files
 //! in PAX. Where readers of tar disagree, this one does what Go's `archive/tar` does, because the tools that
-//! make and push images are written with it: what it skips or refuses is never part of an image.
+//! make and push images are written with it: what it skips or refuses is
+//! never part of an image. Copies between host and guest are read with the same eyes.
 
+mod pax;
+mod source;
+
+use std::collections::BTreeMap;
 use std::io;
 
 use tar::{GnuExtSparseHeader, Header};
 
-use super::Fault;
-use super::pax::{self, Pax, PaxSparse};
-use super::stream::Source;
-use crate::image::build::{LimitHit, Problem};
-use crate::image::tree::Xattrs;
+use self::pax::{Pax, PaxSparse};
+pub use self::source::{HeadersTooLong, Malformed, Plain, ReadError, Source};
 
 /// Bytes of a header, and what bodies are padded to.
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
+
+/// Extended attributes by name.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// Part of a sparse file that has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub struct Segment {
     /// Where in the file, bytes.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// How many bytes.
-    pub(crate) length: u64,
+    pub length: u64,
 }
 
 /// What an entry is, by its type flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EntryKind {
+pub enum EntryKind {
+    /// Bytes, maybe with holes.
     File,
+    /// One more name of an earlier entry.
     HardLink,
+    /// A name for another name.
     Symlink,
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    /// A device of characters.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A device of blocks.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A folder.
     Folder,
+    /// A named pipe.
     Fifo,
 }
 
 /// One entry, its extension headers taken in; the body follows in the stream.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) path: Vec<u8>,
+pub struct Entry {
+    /// The name as the archive spells it.
+    pub path: Vec<u8>,
     /// Target of a hard or symbolic link.
-    pub(crate) link: Vec<u8>,
-    pub(crate) kind: EntryKind,
-    pub(crate) mode: u16,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    pub link: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permissions and the three bits above them.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// Seconds since the epoch and nanoseconds.
-    pub(crate) mtime: (i64, u32),
-    pub(crate) xattrs: Xattrs,
+    pub mtime: (i64, u32),
+    /// Extended attributes that Linux has a meaning for.
+    pub xattrs: Xattrs,
     /// Size of a file with its holes.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Where the body's bytes belong, in order; together as long as the body. One for a file without holes.
-    pub(crate) segments: Vec<Segment>,
+    pub segments: Vec<Segment>,
 }
 
 /// A tar stream, read forward only.
-pub(crate) struct Archive<S> {
+#[derive(Debug)]
+pub struct Archive<S> {
     source: S,
     /// Bytes of the current body that have not been taken.
     body: u64,
@@ -81,30 +110,31 @@ struct Pending {
 }
 
 impl<S: Source> Archive<S> {
-    pub(crate) fn new(source: S) -> Archive<S> {
+    /// Begins with the first entry of `source`.
+    pub fn new(source: S) -> Archive<S> {
         Archive { source, body: 0, padding: 0, place: Vec::new(), ended: false }
     }
 
     /// Name of the entry last read, or as much of it as is known; empty between entries.
-    pub(crate) fn place(&self) -> &[u8] {
+    pub fn place(&self) -> &[u8] {
         &self.place
     }
 
     /// Gives the stream back.
-    pub(crate) fn into_source(self) -> S {
+    pub fn into_source(self) -> S {
         self.source
     }
 
     /// The next entry, what is left of the last one's body skipped. After `None` the whole stream has been
-    /// read, also what follows the end marker.
-    pub(crate) fn next(&mut self, header_bytes: u64) -> Result<Option<Entry>, Fault> {
+    /// read, also what follows the end marker. `header_bytes` bounds what extension headers may cost.
+    pub fn next(&mut self, header_bytes: u64) -> Result<Option<Entry>, S::Error> {
         let mut pending = Pending::default();
         loop {
             self.skip_body()?;
             self.place.clear();
             let Some(header) = self.read_header()? else {
                 if pending.bytes > 0 {
-                    return Err(Problem::Truncated.into());
+                    return Err(Malformed::Truncated.into());
                 }
                 return Ok(None);
             };
@@ -122,7 +152,7 @@ impl<S: Source> Archive<S> {
                         _ => pending.long_link.replace(until_nul(data)).is_some(),
                     };
                     if twice {
-                        return Err(Problem::BadArchive("two extension headers of one kind").into());
+                        return Err(Malformed::BadArchive("two extension headers of one kind").into());
                     }
                 }
                 _ => return self.entry(&header, size, pending, header_bytes).map(Some),
@@ -131,20 +161,20 @@ impl<S: Source> Archive<S> {
     }
 
     /// The next piece of the current body; empty when it is over.
-    pub(crate) fn fill_body(&mut self) -> Result<&[u8], Fault> {
+    pub fn fill_body(&mut self) -> Result<&[u8], S::Error> {
         if self.body == 0 {
             return Ok(&[]);
         }
         let piece = self.source.fill()?;
         if piece.is_empty() {
-            return Err(Problem::Truncated.into());
+            return Err(Malformed::Truncated.into());
         }
         let len = piece.len().min(usize::try_from(self.body).unwrap_or(usize::MAX));
         Ok(&piece[..len])
     }
 
     /// Takes `n` bytes of what `fill_body` gave.
-    pub(crate) fn consume_body(&mut self, n: usize) {
+    pub fn consume_body(&mut self, n: usize) {
         self.source.consume(n);
         self.body -= n as u64;
     }
@@ -154,7 +184,7 @@ impl<S: Source> Archive<S> {
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
-    fn skip_body(&mut self) -> Result<(), Fault> {
+    fn skip_body(&mut self) -> Result<(), S::Error> {
         loop {
             let n = self.fill_body()?.len();
             if n > 0 {
@@ -168,12 +198,12 @@ impl<S: Source> Archive<S> {
     }
 
     /// Fills `block`, or says that the stream was already at its end.
-    fn read_block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, Fault> {
+    fn read_block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool, S::Error> {
         let mut have = 0;
         while have < BLOCK {
             let piece = self.source.fill()?;
             if piece.is_empty() {
-                return if have == 0 { Ok(false) } else { Err(Problem::Truncated.into()) };
+                return if have == 0 { Ok(false) } else { Err(Malformed::Truncated.into()) };
             }
             let n = piece.len().min(BLOCK - have);
             block[have..have + n].copy_from_slice(&piece[..n]);
@@ -185,7 +215,7 @@ impl<S: Source> Archive<S> {
 
     /// The next header, its checksum verified; `None` at the end, with or without the marker of two blocks of
     /// zeros that an archive should end with.
-    fn read_header(&mut self) -> Result<Option<Header>, Fault> {
+    fn read_header(&mut self) -> Result<Option<Header>, S::Error> {
         const ZEROS: [u8; BLOCK] = [0; BLOCK];
         let mut header = Header::new_old();
         if self.ended || !self.read_block(header.as_mut_bytes())? {
@@ -194,7 +224,7 @@ impl<S: Source> Archive<S> {
         }
         if header.as_bytes() == &ZEROS {
             if self.read_block(header.as_mut_bytes())? && header.as_bytes() != &ZEROS {
-                return Err(Problem::BadArchive("something follows half an end marker").into());
+                return Err(Malformed::BadArchive("something follows half an end marker").into());
             }
             self.ended = true;
             loop {
@@ -212,15 +242,15 @@ impl<S: Source> Archive<S> {
         let signed = || outside().map(|b| i32::from(b.cast_signed())).sum::<i32>() + spaces;
         match header.cksum().map(u32::cast_signed) {
             Ok(sum) if sum == unsigned() || sum == signed() => Ok(Some(header)),
-            _ => Err(Problem::BadArchive("a header's checksum is wrong").into()),
+            _ => Err(Malformed::BadArchive("a header's checksum is wrong").into()),
         }
     }
 
     /// Reads an extension header's body whole.
-    fn extension(&mut self, size: u64, spent: &mut u64, limit: u64) -> Result<Vec<u8>, Fault> {
+    fn extension(&mut self, size: u64, spent: &mut u64, limit: u64) -> Result<Vec<u8>, S::Error> {
         *spent = spent.saturating_add(size).saturating_add(1);
         if *spent > limit {
-            return Err(LimitHit { limit: "header_bytes", at_most: limit }.into());
+            return Err(HeadersTooLong { at_most: limit }.into());
         }
         self.set_body(size);
         let mut data = Vec::with_capacity(size as usize);
@@ -236,7 +266,7 @@ impl<S: Source> Archive<S> {
     }
 
     /// Makes an entry of its header and of what the extension headers say about it.
-    fn entry(&mut self, header: &Header, size: u64, pending: Pending, limit: u64) -> Result<Entry, Fault> {
+    fn entry(&mut self, header: &Header, size: u64, pending: Pending, limit: u64) -> Result<Entry, S::Error> {
         let Pending { pax, long_name, long_link, mut bytes } = pending;
         let Pax { path, link, size: pax_size, uid, gid, mtime, xattrs, mut sparse } = pax.unwrap_or_default();
         let path =
@@ -249,7 +279,7 @@ impl<S: Source> Archive<S> {
         let id = |pax: Option<u64>, raw: &[u8], parsed| {
             let id = pax.map_or_else(|| number(raw, parsed), Ok)?;
             // The last one stands for "no id" in Linux.
-            u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or(Problem::BadOwner(id))
+            u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or(Malformed::BadOwner(id))
         };
         let (uid, gid) = (id(uid, &old.uid, header.uid())?, id(gid, &old.gid, header.gid())?);
         let mtime = match mtime {
@@ -274,16 +304,16 @@ impl<S: Source> Archive<S> {
         sparse: &PaxSparse,
         spent: &mut u64,
         limit: u64,
-    ) -> Result<(u64, Vec<Segment>), Fault> {
+    ) -> Result<(u64, Vec<Segment>), S::Error> {
         let (size, segments) = if header.entry_type().is_gnu_sparse() {
             self.gnu_map(header, spent, limit)?
         } else if sparse.major == Some(1) {
-            let size = sparse.real_size.ok_or(Problem::BadSparseMap("it has no size"))?;
+            let size = sparse.real_size.ok_or(Malformed::BadSparseMap("it has no size"))?;
             (size, self.map_in_body(spent, limit)?)
         } else if sparse.major.is_some_and(|major| major > 1) {
-            return Err(Problem::BadSparseMap("its version is unknown").into());
+            return Err(Malformed::BadSparseMap("its version is unknown").into());
         } else if sparse.map.is_some() || sparse.real_size.is_some() {
-            let size = sparse.real_size.ok_or(Problem::BadSparseMap("it has no size"))?;
+            let size = sparse.real_size.ok_or(Malformed::BadSparseMap("it has no size"))?;
             (size, sparse.map.clone().unwrap_or_default())
         } else {
             return Ok((stored, vec![Segment { offset: 0, length: stored }]));
@@ -292,16 +322,16 @@ impl<S: Source> Archive<S> {
         let mut data = 0u64;
         for segment in &segments {
             if segment.offset < end {
-                return Err(Problem::BadSparseMap("its parts overlap").into());
+                return Err(Malformed::BadSparseMap("its parts overlap").into());
             }
             end = segment
                 .offset
                 .checked_add(segment.length)
-                .ok_or(Problem::BadSparseMap("a part has no end"))?;
+                .ok_or(Malformed::BadSparseMap("a part has no end"))?;
             data = data.saturating_add(segment.length);
         }
         if end > size || data != self.body {
-            return Err(Problem::BadSparseMap("it does not fit the file's size").into());
+            return Err(Malformed::BadSparseMap("it does not fit the file's size").into());
         }
         Ok((size, segments))
     }
@@ -312,11 +342,11 @@ impl<S: Source> Archive<S> {
         header: &Header,
         spent: &mut u64,
         limit: u64,
-    ) -> Result<(u64, Vec<Segment>), Fault> {
-        let bad = |_| Problem::BadSparseMap("a number in it is malformed");
-        let gnu = header.as_gnu().ok_or(Problem::BadSparseMap("its header is not GNU's"))?;
+    ) -> Result<(u64, Vec<Segment>), S::Error> {
+        let bad = |_| Malformed::BadSparseMap("a number in it is malformed");
+        let gnu = header.as_gnu().ok_or(Malformed::BadSparseMap("its header is not GNU's"))?;
         let mut segments = Vec::new();
-        let mut add = |parts: &[tar::GnuSparseHeader]| -> Result<(), Problem> {
+        let mut add = |parts: &[tar::GnuSparseHeader]| -> Result<(), Malformed> {
             for part in parts.iter().filter(|part| !part.is_empty()) {
                 segments.push(Segment {
                     offset: part.offset().map_err(bad)?,
@@ -330,11 +360,11 @@ impl<S: Source> Archive<S> {
         while more {
             *spent += BLOCK as u64;
             if *spent > limit {
-                return Err(LimitHit { limit: "header_bytes", at_most: limit }.into());
+                return Err(HeadersTooLong { at_most: limit }.into());
             }
             let mut extension = GnuExtSparseHeader::new();
             if !self.read_block(extension.as_mut_bytes())? {
-                return Err(Problem::Truncated.into());
+                return Err(Malformed::Truncated.into());
             }
             add(extension.sparse())?;
             more = extension.is_extended();
@@ -343,8 +373,8 @@ impl<S: Source> Archive<S> {
     }
 
     /// The map of PAX 1.0: decimal lines at the start of the body, padded to a block.
-    fn map_in_body(&mut self, spent: &mut u64, limit: u64) -> Result<Vec<Segment>, Fault> {
-        let malformed = Problem::BadSparseMap("a number in it is malformed");
+    fn map_in_body(&mut self, spent: &mut u64, limit: u64) -> Result<Vec<Segment>, S::Error> {
+        let malformed = Malformed::BadSparseMap("a number in it is malformed");
         let mut numbers = Vec::new();
         let mut line = Vec::new();
         let mut block = [0; BLOCK];
@@ -353,10 +383,10 @@ impl<S: Source> Archive<S> {
         while numbers.len() < expected {
             *spent += BLOCK as u64;
             if *spent > limit {
-                return Err(LimitHit { limit: "header_bytes", at_most: limit }.into());
+                return Err(HeadersTooLong { at_most: limit }.into());
             }
             if self.body < BLOCK as u64 || !self.read_block(&mut block)? {
-                return Err(Problem::BadSparseMap("it is longer than the body").into());
+                return Err(Malformed::BadSparseMap("it is longer than the body").into());
             }
             self.body -= BLOCK as u64;
             for &byte in &block {
@@ -382,22 +412,22 @@ impl<S: Source> Archive<S> {
 }
 
 /// A header's number; a field left blank is 0.
-fn number(raw: &[u8], parsed: io::Result<u64>) -> Result<u64, Problem> {
+fn number(raw: &[u8], parsed: io::Result<u64>) -> Result<u64, Malformed> {
     match parsed {
         Ok(number) => Ok(number),
         Err(_) if raw.iter().all(|&byte| byte == 0 || byte == b' ') => Ok(0),
-        Err(_) => Err(Problem::BadArchive("a field is not a number")),
+        Err(_) => Err(Malformed::BadArchive("a field is not a number")),
     }
 }
 
-fn kind_of(header: &Header, path: &[u8]) -> Result<EntryKind, Problem> {
-    let device = || -> Result<(u32, u32), Problem> {
+fn kind_of(header: &Header, path: &[u8]) -> Result<EntryKind, Malformed> {
+    let device = || -> Result<(u32, u32), Malformed> {
         let number = |field: io::Result<Option<u32>>| {
-            field.ok().flatten().ok_or(Problem::BadArchive("a device has no number"))
+            field.ok().flatten().ok_or(Malformed::BadArchive("a device has no number"))
         };
         let (major, minor) = (number(header.device_major())?, number(header.device_minor())?);
         if major >= 1 << 12 || minor >= 1 << 20 {
-            return Err(Problem::BadDevice { major, minor });
+            return Err(Malformed::BadDevice { major, minor });
         }
         Ok((major, minor))
     };
@@ -411,7 +441,7 @@ fn kind_of(header: &Header, path: &[u8]) -> Result<EntryKind, Problem> {
         b'4' => device().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?,
         b'5' => EntryKind::Folder,
         b'6' => EntryKind::Fifo,
-        other => return Err(Problem::UnsupportedType(other)),
+        other => return Err(Malformed::UnsupportedType(other)),
     })
 }
 

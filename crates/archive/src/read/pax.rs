@@ -7,9 +7,8 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use super::archive::Segment;
-use crate::image::build::{EntryPath, Problem};
-use crate::image::tree::Xattrs;
+use super::{Malformed, Segment, Xattrs};
+use crate::name::EntryPath;
 
 /// libarchive leaves the padding out.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -27,7 +26,7 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub(crate) mtime: Option<(i64, u32)>,
-    /// Extended attributes that a root disk keeps.
+    /// Extended attributes, but for those that mean nothing.
     pub(crate) xattrs: Xattrs,
     pub(crate) sparse: PaxSparse,
 }
@@ -47,7 +46,7 @@ pub(crate) struct PaxSparse {
 }
 
 /// Reads all records of one extended header.
-pub(crate) fn parse(mut data: &[u8]) -> Result<Pax, Problem> {
+pub(crate) fn parse(mut data: &[u8]) -> Result<Pax, Malformed> {
     let mut pax = Pax::default();
     let mut libarchive = Xattrs::new();
     while !data.is_empty() {
@@ -61,8 +60,8 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Pax, Problem> {
     Ok(pax)
 }
 
-fn bad(key: &[u8]) -> Problem {
-    Problem::BadPax(EntryPath(key.to_vec()))
+fn bad(key: &[u8]) -> Malformed {
+    Malformed::BadPax(EntryPath(key.to_vec()))
 }
 
 /// Splits `<length> <key>=<value>\n` off, where the length counts the whole record.
@@ -115,9 +114,9 @@ fn insert(xattrs: &mut Xattrs, name: &[u8], value: impl FnOnce() -> Option<Vec<u
     Some(())
 }
 
-/// Whether an extended attribute of a layer becomes one of the root disk.
+/// Whether an extended attribute of an archive is worth anything.
 ///
-/// Kept is what Linux knows on such a file system: `user.`, `trusted.`, `security.` and the two POSIX ACLs.
+/// Kept is what Linux knows on a root disk: `user.`, `trusted.`, `security.` and the two POSIX ACLs.
 /// Others (`com.apple.`, `system.nfs4_acl`...) mean nothing to the guest. The marks of overlayfs are dropped:
 /// the disk becomes the lower layer of one, and an image must not redirect or hide what is in it.
 fn is_kept(name: &[u8]) -> bool {
@@ -258,7 +257,11 @@ mod tests {
         for data in
             [&b"5 a=b\n"[..], b"99 path=x\n", b"8 pathxy\n", b"x", b"0 \n", b"11 size=-12\n", b"7 =abc\n"]
         {
-            assert!(matches!(parse(data), Err(Problem::BadPax(_))), "{:?}", data.escape_ascii().to_string());
+            assert!(
+                matches!(parse(data), Err(Malformed::BadPax(_))),
+                "{:?}",
+                data.escape_ascii().to_string()
+            );
         }
     }
 }

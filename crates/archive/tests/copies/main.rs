@@ -1,0 +1,7 @@
+//! Copies from folder to folder, by friends and by enemies.
+
+mod hostile;
+mod peers;
+mod places;
+mod tree;
+mod trees;
