@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use iii_protocol::exit::ExitCause;
 use iii_protocol::frame::{FrameError, read_frame};
-use iii_protocol::guest::{self, BootPlan, Exit, Hello, Started};
+use iii_protocol::guest::{self, BootPlan, Exit, Hello, ProcessPlan, Started};
 use nix::libc::SIGKILL;
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
@@ -29,6 +29,7 @@ use crate::link::{EVENT_QUEUE, Event, LinkWriter, forward_events};
 use crate::output::Pump;
 use crate::platform::Platform;
 use crate::reaper::{Ended, Reaper};
+use crate::session::Sessions;
 use crate::stop::{StopAction, StopState};
 use crate::sys;
 use crate::workload::{self, Workload};
@@ -66,11 +67,10 @@ pub(crate) fn run(platform: &mut dyn Platform) -> Result<(), AgentError> {
     let (sender, events) = sync_channel(EVENT_QUEUE);
     forward_events(stream, sender.clone()).map_err(AgentError::Thread)?;
     let reaper = Reaper::start().map_err(AgentError::Thread)?;
-    let mut machine = Machine { platform, link, events, sender, reaper };
+    let mut machine = Machine { platform, link, events, sender, reaper, sessions: None };
     let exit = match prepared.and_then(|()| machine.boot(plan)) {
         Ok(workload) => machine.supervise(workload),
         Err(error) => {
-            // A stage that could not be talked to may still be there.
             machine.platform.kill_everything();
             Exit { cause: error.into(), uptime_ms: 0 }
         }
@@ -109,6 +109,7 @@ struct Machine<'a> {
     events: Receiver<Event>,
     sender: SyncSender<Event>,
     reaper: Arc<Reaper>,
+    sessions: Option<Sessions>,
 }
 
 impl Machine<'_> {
@@ -117,7 +118,27 @@ impl Machine<'_> {
         let plan = plan?;
         self.platform.enter(&plan)?;
         self.still_wanted()?;
-        workload::start(&plan.workload, self.platform, &self.reaper, self.sender.clone())
+        let workload = workload::start(&plan.workload, self.platform, &self.reaper, self.sender.clone())?;
+        self.sessions = self.take_sessions(plan.workload).unwrap_or_else(|error| {
+            console::say(format_args!("going on without sessions: {error}"));
+            None
+        });
+        Ok(workload)
+    }
+
+    fn take_sessions(&self, workload: ProcessPlan) -> std::io::Result<Option<Sessions>> {
+        let Some(listener) = self.platform.listen()? else { return Ok(None) };
+        let (host, reaper) = (self.platform.session_host(), Arc::clone(&self.reaper));
+        Sessions::start(listener, host, reaper, workload).map(Some)
+    }
+
+    /// Ends everything but the agent. The connections of sessions are closed first: their clients are to hear
+    /// of a lost worker, not of commands that were killed.
+    fn kill_everything(&self) {
+        if let Some(sessions) = &self.sessions {
+            sessions.close();
+        }
+        self.platform.kill_everything();
     }
 
     /// A stop that came before there was anything to stop.
@@ -145,12 +166,12 @@ impl Machine<'_> {
         let pump = Pump::start(stdout, stderr, Arc::clone(&self.link), self.sender.clone());
         let pump = pump.inspect_err(|error| {
             console::say(format_args!("cannot carry the workload's output: {error}"));
-            self.platform.kill_everything();
+            self.kill_everything();
         });
 
         let (ended, stop) = self.wait_for_end(pid);
         let oom = self.platform.oom_kills() > oom_kills;
-        self.platform.kill_everything();
+        self.kill_everything();
         let deadline = Instant::now() + LAST_PROCESSES;
         if !self.reaper.wait_childless(deadline, || self.platform.kill_everything()) {
             console::say(format_args!("killed processes are stuck in the kernel; going on without them"));
@@ -181,7 +202,7 @@ impl Machine<'_> {
             match action {
                 StopAction::Nothing => {}
                 StopAction::Signal(signal) => signal_group(pid, signal),
-                StopAction::Kill => self.platform.kill_everything(),
+                StopAction::Kill => self.kill_everything(),
             }
         }
     }

@@ -10,9 +10,9 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
 
-use crate::error::StartError;
+use crate::error::{Fault, StartError};
+use crate::sys::MAX_CANDIDATES;
 
 /// Bytes of a program looked at for its `#!` line or ELF header.
 const HEAD_BYTES: usize = 256;
@@ -24,38 +24,40 @@ const MAX_INTERPRETER_BYTES: usize = 4096;
 const HINT_COMMAND: &str =
     "check the image's Entrypoint and Cmd; a path must exist in the image, a bare name must be in PATH";
 
-/// The file that `program` names: itself when it has a slash, else the first executable in `search`.
-pub(crate) fn look_up(program: &str, search: &str) -> Result<PathBuf, StartError> {
+/// The files that `program` may mean, best first: itself when it has a slash, else those of that name in
+/// `search`. Which of them the user may execute is known only to a process of that user. Relative names
+/// are meant from `cwd`.
+pub(crate) fn look_up(program: &str, search: &str, cwd: &Path) -> Result<Vec<PathBuf>, StartError> {
     if program.is_empty() {
-        return Err(StartError::new("exec", "the command is an empty string").hint(HINT_COMMAND));
+        return Err(StartError::new("exec", "the command is an empty string")
+            .hint(HINT_COMMAND)
+            .fault(Fault::NotFound));
     }
     if program.contains('/') {
-        return Ok(PathBuf::from(program));
+        return Ok(vec![PathBuf::from(program)]);
     }
-    let mut not_executable = None;
-    for folder in search.split(':') {
-        // An empty entry means the working directory.
-        let candidate = Path::new(if folder.is_empty() { "." } else { folder }).join(program);
-        if !candidate.is_file() {
-            continue;
-        }
-        if access(&candidate, AccessFlags::X_OK).is_ok() {
-            return Ok(candidate);
-        }
-        not_executable.get_or_insert(candidate);
+    // An empty entry means the working directory.
+    let folders = search.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
+    let found: Vec<PathBuf> = folders
+        .map(|folder| Path::new(folder).join(program))
+        .filter(|candidate| cwd.join(candidate).is_file())
+        .take(MAX_CANDIDATES)
+        .collect();
+    if found.is_empty() {
+        return Err(StartError::new("exec", format!("`{program}`: not found in PATH ({search})"))
+            .hint(HINT_COMMAND)
+            .fault(Fault::NotFound));
     }
-    Err(match not_executable {
-        Some(found) => explain(&found, Errno::EACCES),
-        None => {
-            StartError::new("exec", format!("`{program}`: not found in PATH ({search})")).hint(HINT_COMMAND)
-        }
-    })
+    Ok(found)
 }
 
-/// Why `execve` of `program` failed with `errno`.
-pub(crate) fn explain(program: &Path, errno: Errno) -> StartError {
+/// Why `execve` of `program` by the user `uid` in `cwd` failed with `errno`.
+pub(crate) fn explain(program: &Path, cwd: &Path, errno: Errno, uid: u32) -> StartError {
     let shown = program.display();
-    let error = |message: String| StartError::new("exec", format!("`{shown}`: {message}"));
+    let program = &cwd.join(program);
+    let error = |message: String| {
+        StartError::new("exec", format!("`{shown}`: {message}")).fault(Fault::CannotExecute)
+    };
     match errno {
         Errno::ENOENT if program.exists() => match interpreter(program) {
             Some(interpreter) => {
@@ -65,9 +67,9 @@ pub(crate) fn explain(program: &Path, errno: Errno) -> StartError {
             None => error("no such file or directory (the file is there, its interpreter is not)".into())
                 .hint(HINT_COMMAND),
         },
-        Errno::ENOENT | Errno::ENOTDIR => error("no such file or directory".into()).hint(HINT_COMMAND),
+        Errno::ENOENT => error("no such file or directory".into()).hint(HINT_COMMAND).fault(Fault::NotFound),
         Errno::EACCES if program.is_dir() => error("is a directory".into()).hint(HINT_COMMAND),
-        Errno::EACCES => explain_denied(program, &error),
+        Errno::EACCES => explain_denied(program, uid, &error),
         Errno::ENOEXEC => explain_format(program, &error),
         Errno::E2BIG => error("argument list too long".into())
             .hint("arguments and environment together are limited to a quarter of the stack (2 MiB)"),
@@ -75,18 +77,15 @@ pub(crate) fn explain(program: &Path, errno: Errno) -> StartError {
     }
 }
 
-fn explain_denied(program: &Path, error: &dyn Fn(String) -> StartError) -> StartError {
+fn explain_denied(program: &Path, uid: u32, error: &dyn Fn(String) -> StartError) -> StartError {
     match std::fs::metadata(program) {
         Ok(meta) if meta.permissions().mode() & 0o111 == 0 => {
             error("permission denied (the file is not executable)".into())
                 .hint("set its executable bit when building the image: `RUN chmod +x ...`")
         }
         Ok(meta) if !meta.is_file() => error("permission denied (not a regular file)".into()),
-        _ => {
-            let uid = nix::unistd::geteuid();
-            error(format!("permission denied for user {uid}"))
-                .hint("the image's User must be able to read and execute it, and to enter its folders")
-        }
+        _ => error(format!("permission denied for user {uid}"))
+            .hint("the image's User must be able to read and execute it, and to enter its folders"),
     }
 }
 
@@ -213,39 +212,50 @@ mod tests {
         path
     }
 
+    const HERE: &str = "/";
+
+    fn explained(program: &Path, errno: Errno) -> StartError {
+        explain(program, Path::new(HERE), errno, 0)
+    }
+
     #[test]
-    fn a_bare_name_is_the_first_executable_in_the_search_path() {
+    fn a_bare_name_is_every_file_of_that_name_in_the_search_path() {
         let folder = tempfile::tempdir().expect("folder");
         let (first, second) = (folder.path().join("a"), folder.path().join("b"));
         std::fs::create_dir_all(first.join("tool")).expect("a folder is no program");
         std::fs::create_dir(&second).expect("folder");
         let tool = file(&second, "tool", b"#!/bin/sh\n", 0o755);
-        let search = format!("{}:{}", first.display(), second.display());
-        assert_eq!(look_up("tool", &search).expect("found"), tool);
-        assert_eq!(look_up("./tool", &search).expect("as it is"), PathBuf::from("./tool"));
-        let error = look_up("ghost", &search).unwrap_err();
+        let found = |program: &str, search: &str| look_up(program, search, folder.path());
+        let search = format!("{}::{}", first.display(), second.display());
+        assert_eq!(found("tool", &search).expect("found"), [tool]);
+        assert_eq!(found("./tool", &search).expect("as it is"), [PathBuf::from("./tool")]);
+        assert_eq!(
+            found("tool", "b:/ghost").expect("below the working directory"),
+            [PathBuf::from("b/tool")]
+        );
+        let error = found("ghost", &search).unwrap_err();
         assert_eq!(error.message, format!("`ghost`: not found in PATH ({search})"));
-        assert!(look_up("", &search).is_err());
+        assert_eq!(found("", &search).unwrap_err().fault, Fault::NotFound);
     }
 
     #[test]
     fn a_file_without_its_executable_bit_is_named_as_such() {
         let folder = tempfile::tempdir().expect("folder");
-        file(folder.path(), "tool", b"#!/bin/sh\n", 0o644);
-        let error = look_up("tool", &folder.path().display().to_string()).unwrap_err();
+        let tool = file(folder.path(), "tool", b"#!/bin/sh\n", 0o644);
+        let error = explained(&tool, Errno::EACCES);
         assert!(error.message.ends_with("permission denied (the file is not executable)"), "{error}");
-        assert!(explain(folder.path(), Errno::EACCES).message.ends_with("is a directory"));
+        assert!(explained(folder.path(), Errno::EACCES).message.ends_with("is a directory"));
     }
 
     #[test]
     fn a_missing_interpreter_is_told_from_a_missing_program() {
         let folder = tempfile::tempdir().expect("folder");
         let script = file(folder.path(), "script", b"#! /usr/bin/nopython -u\n", 0o755);
-        let error = explain(&script, Errno::ENOENT);
+        let error = explained(&script, Errno::ENOENT);
         assert!(error.message.contains("interpreter `/usr/bin/nopython` does not exist"), "{error}");
         let windows = file(folder.path(), "windows", b"#!/bin/sh\r\necho\r\n", 0o755);
-        assert!(explain(&windows, Errno::ENOENT).hint.expect("hint").contains("Windows line ends"));
-        let error = explain(&folder.path().join("ghost"), Errno::ENOENT);
+        assert!(explained(&windows, Errno::ENOENT).hint.expect("hint").contains("Windows line ends"));
+        let error = explained(&folder.path().join("ghost"), Errno::ENOENT);
         assert!(error.message.ends_with("no such file or directory"), "{error}");
     }
 
@@ -254,7 +264,7 @@ mod tests {
         let own = std::env::current_exe().expect("own path");
         if let Some(loader) = interpreter(&own) {
             assert!(loader.contains("ld-"), "{loader}");
-            assert!(explain(&own, Errno::ENOENT).hint.expect("hint").contains("statically"));
+            assert!(explained(&own, Errno::ENOENT).hint.expect("hint").contains("statically"));
         }
     }
 
@@ -265,12 +275,12 @@ mod tests {
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         elf[18] = if MACHINE == 62 { 183 } else { 62 };
         let foreign = file(folder.path(), "foreign", &elf, 0o755);
-        let error = explain(&foreign, Errno::ENOEXEC);
+        let error = explained(&foreign, Errno::ENOEXEC);
         assert!(error.message.contains("built for aarch64, this machine is x86_64"), "{error}");
         let script = file(folder.path(), "script", b"echo hi\n", 0o755);
-        assert!(explain(&script, Errno::ENOEXEC).hint.expect("hint").contains("#!/bin/sh"));
+        assert!(explained(&script, Errno::ENOEXEC).hint.expect("hint").contains("#!/bin/sh"));
         let empty = file(folder.path(), "empty", b"", 0o755);
-        assert!(explain(&empty, Errno::ENOEXEC).message.ends_with("(the file is empty)"));
+        assert!(explained(&empty, Errno::ENOEXEC).message.ends_with("(the file is empty)"));
     }
 
     #[test]
@@ -280,6 +290,6 @@ mod tests {
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         let odd = file(folder.path(), "odd", &elf, 0o755);
         assert_eq!(interpreter(&odd), None);
-        assert!(explain(&odd, Errno::ENOENT).message.contains("its interpreter is not"));
+        assert!(explained(&odd, Errno::ENOENT).message.contains("its interpreter is not"));
     }
 }

@@ -4,24 +4,27 @@
 //! |---|---|
 //! | `agent` | the life from Hello to the acknowledged Exit |
 //! | `guest/`, `surroundings` | the two platforms: a microVM's PID 1, and a plain process for tests |
-//! | `workload`, `stage`, `user`, `explain` | from a plan to a running process |
+//! | `workload`, `launch`, `user`, `explain` | from a plan to a running process |
 //! | `reaper`, `output`, `stop`, `link` | what happens while it runs |
 //!
 //! Threads and no async runtime: it is small, and it blocks in four places (link, pipes, children, events).
 
 mod agent;
 mod console;
+mod copy;
 mod error;
 mod explain;
 mod guest;
+mod launch;
 mod link;
 mod output;
 mod platform;
 mod reaper;
-mod stage;
+mod session;
 mod stop;
 mod surroundings;
 mod sys;
+mod tagged;
 mod user;
 mod workload;
 
@@ -31,9 +34,6 @@ use crate::platform::Platform;
 use crate::surroundings::Surroundings;
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == stage::STAGE_NAME) {
-        stage::main();
-    }
     // Only the first process of a guest may touch the machine; its environment is not looked at.
     if std::process::id() == 1 {
         return live(&mut guest::Guest::default());

@@ -2,12 +2,18 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use iii_protocol::guest::BootPlan;
 
 use crate::error::StartError;
+use crate::sys::Limit;
 use crate::user::Identity;
+
+/// Every worker has this folder.
+pub(crate) const WORKSPACE: &str = "/workspace";
 
 /// Where the agent lives. Everything else is shared by both kinds.
 pub(crate) trait Platform {
@@ -23,8 +29,14 @@ pub(crate) trait Platform {
     /// Whom to run the workload as; `None` stays who the agent is.
     fn identity(&self, user: &str) -> Result<Option<Identity>, StartError>;
 
-    /// What the exec stage does beyond the plan.
-    fn stage(&self) -> StageSettings;
+    /// What the workload's launch does beyond the plan.
+    fn launch_settings(&self) -> LaunchSettings;
+
+    /// Listens for sessions; `None` where there are none. A connection is one session.
+    fn listen(&self) -> io::Result<Option<OwnedFd>>;
+
+    /// What the sessions' threads need of the platform.
+    fn session_host(&self) -> Arc<dyn SessionHost>;
 
     /// Sends SIGKILL to every process but the agent. May have to be repeated while children still end.
     fn kill_everything(&self);
@@ -39,13 +51,41 @@ pub(crate) trait Platform {
     fn power_off(&self);
 }
 
-/// The platform's part of the exec stage's plan.
+/// The platform as the sessions' threads see it.
+pub(crate) trait SessionHost: Send + Sync {
+    /// Whether this connection may be a session: whoever may not be is another process of the guest.
+    fn admits(&self, connection: &OwnedFd) -> bool;
+
+    /// Whom to run a session as; `None` stays who the agent is.
+    fn identity(&self, user: &str) -> Result<Option<Identity>, StartError>;
+
+    /// Where a session runs that names no folder.
+    fn default_cwd(&self) -> &'static str;
+
+    /// Makes what holds the processes of the session with this number together.
+    fn confine(&self, session: u64) -> Result<Box<dyn Confinement>, StartError>;
+}
+
+/// What holds a session's processes together, however they fork. Dropping it leaves nothing behind, once
+/// the processes are gone.
+pub(crate) trait Confinement: Send + Sync {
+    /// What makes a new process one of the session.
+    fn launch_settings(&self) -> LaunchSettings;
+
+    /// Process ids of all processes of the session.
+    fn members(&self) -> Vec<i32>;
+
+    /// Sends SIGKILL to all of them. Returns whether there was none.
+    fn kill(&self) -> bool;
+}
+
+/// The platform's part of a [`crate::launch::Launch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct StageSettings {
-    /// The `cgroup.procs` file the workload enters by.
+pub(crate) struct LaunchSettings {
+    /// The `cgroup.procs` file the process enters by.
     pub(crate) cgroup_procs: Option<PathBuf>,
-    /// Limit of open files, soft and hard.
-    pub(crate) open_files: Option<u64>,
-    /// Whether the workload dies with the agent.
+    /// Limits it takes on.
+    pub(crate) limits: Vec<Limit>,
+    /// Whether the process dies with the thread of the agent that started it.
     pub(crate) die_with_agent: bool,
 }

@@ -1,11 +1,12 @@
 //! The one place that waits for processes.
 //!
 //! As the guest's first process (or as a subreaper) the agent inherits every orphan, and each must be
-//! reaped. One thread blocks in `waitpid(-1)`; whoever starts a process does it through
-//! [`Reaper::spawn`], which registers the process before its end can be seen.
+//! reaped. One thread blocks until one has ended; whoever starts a process does it through
+//! [`Reaper::spawn`], which registers the process before its end can be seen. A process is reaped only under
+//! the lock that `spawn` holds, so the standard library finds a child whose `execve` has failed still there.
 //!
 //! ```text
-//!   children exist ── waitpid ──> reaped: told to whoever registered it, orphans are just reaped
+//!   children exist ── waitid ──> reaped: told to whoever registered it, orphans are just reaped
 //!        ^                            |
 //!        | spawn                      v
 //!   childless <──────────────────── ECHILD       (nothing polls: both sides are woken)
@@ -76,6 +77,40 @@ impl Reaper {
         Ok(child)
     }
 
+    /// Does `it` while no process is started or reaped: process ids stay what they are, and no descriptor
+    /// leaks into a new process before it is marked.
+    pub(crate) fn undisturbed<T>(&self, it: impl FnOnce() -> T) -> T {
+        let _state = self.lock();
+        it()
+    }
+
+    /// Does `it` if the started process `pid` was not reaped yet, so that the id still means it.
+    pub(crate) fn while_alive(&self, pid: u32, it: impl FnOnce()) {
+        let state = self.lock();
+        if state.watched.contains_key(&pid.cast_signed()) {
+            it();
+        }
+    }
+
+    /// Asks `is_so` again after each process that was reaped. Returns whether it was before `deadline`.
+    pub(crate) fn wait_until(&self, deadline: Instant, mut is_so: impl FnMut() -> bool) -> bool {
+        let mut seen = self.lock().reaped;
+        loop {
+            if is_so() {
+                return true;
+            }
+            let mut state = self.lock();
+            while state.reaped == seen {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return false;
+                }
+                state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+            }
+            seen = state.reaped;
+        }
+    }
+
     /// Waits until no child is left, calling `again` after each one that went (its own children have
     /// just become ours). Returns whether that was so before `deadline`.
     pub(crate) fn wait_childless(&self, deadline: Instant, mut again: impl FnMut()) -> bool {
@@ -102,14 +137,15 @@ impl Reaper {
         let mut seen_spawned = 0;
         loop {
             match sys::wait_any() {
-                Ok((pid, status)) => {
-                    let on_end = {
-                        let mut state = self.lock();
-                        state.reaped += 1;
-                        state.watched.remove(&pid)
-                    };
+                Ok(pid) => {
+                    let mut state = self.lock();
+                    // One that is gone was reaped by the failed spawn that it belonged to.
+                    let status = sys::reap(pid);
+                    state.reaped += 1;
+                    let on_end = state.watched.remove(&pid);
+                    drop(state);
                     self.changed.notify_all();
-                    if let Some(on_end) = on_end {
+                    if let (Some(on_end), Some(status)) = (on_end, status) {
                         on_end(Ended { status, at: Instant::now() });
                     }
                 }

@@ -2,33 +2,42 @@
 //!
 //! It is a subreaper, so the workload's orphans become its children and are found and ended like in a guest.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use iii_protocol::guest::{AGENT_SOCKET_ENV, BootPlan, RootPlan};
-use nix::libc::SIGKILL;
+use iii_protocol::session::SESSION_SOCKET_ENV;
+use nix::errno::Errno;
+use nix::libc::RLIMIT_NOFILE;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
 
 use crate::error::StartError;
-use crate::platform::{Platform, StageSettings};
-use crate::sys;
+use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
+use crate::sys::Limit;
+use crate::tagged::{self, Tagged};
 use crate::user::{self, Identity};
 
 /// The machine this process happens to run on.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     socket: PathBuf,
+    sessions: Option<PathBuf>,
+    /// As it was before the agent raised its own.
+    open_files: Option<Limit>,
 }
 
 impl Surroundings {
     /// From the environment; `None` when this is not a process launcher's agent.
     pub(crate) fn from_env() -> Option<Surroundings> {
-        std::env::var_os(AGENT_SOCKET_ENV).map(|socket| Surroundings { socket: socket.into() })
+        let socket = std::env::var_os(AGENT_SOCKET_ENV)?.into();
+        let sessions = std::env::var_os(SESSION_SOCKET_ENV).map(PathBuf::from);
+        Some(Surroundings { socket, sessions, open_files: None })
     }
 }
 
@@ -38,7 +47,12 @@ impl Platform for Surroundings {
     }
 
     fn prepare(&mut self) -> Result<(), StartError> {
-        prctl::set_child_subreaper(true).map_err(|error| StartError::new("process", error.desc()))
+        let failed = |error: Errno| StartError::new("process", error.desc());
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+        // Each session takes some.
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
+        self.open_files = Some(Limit { resource: RLIMIT_NOFILE, soft, hard });
+        prctl::set_child_subreaper(true).map_err(failed)
     }
 
     fn enter(&mut self, plan: &BootPlan) -> Result<(), StartError> {
@@ -54,21 +68,33 @@ impl Platform for Surroundings {
         if user.is_empty() || !geteuid().is_root() {
             return Ok(None);
         }
-        let read = |path| fs::read(path).unwrap_or_default();
-        user::resolve(user, &read("/etc/passwd"), &read("/etc/group"))
-            .map(Some)
-            .map_err(|error| StartError::new("user", error))
+        resolve(user).map(Some)
     }
 
-    fn stage(&self) -> StageSettings {
-        StageSettings { die_with_agent: true, ..StageSettings::default() }
+    fn launch_settings(&self) -> LaunchSettings {
+        LaunchSettings {
+            limits: self.open_files.into_iter().collect(),
+            die_with_agent: true,
+            ..LaunchSettings::default()
+        }
+    }
+
+    fn listen(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(path) = &self.sessions else { return Ok(None) };
+        // The last generation's; its folder belongs to this machine alone.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        Ok(Some(UnixListener::bind(path)?.into()))
+    }
+
+    fn session_host(&self) -> Arc<dyn SessionHost> {
+        Arc::new(Host { settings: self.launch_settings() })
     }
 
     fn kill_everything(&self) {
-        for pid in descendants(std::process::id(), &parents()) {
-            // One that has ended meanwhile is as good as killed.
-            let _ = sys::kill(pid.cast_signed(), SIGKILL);
-        }
+        tagged::kill_descendants();
     }
 
     /// The count of the whole host says nothing about one process of it.
@@ -81,53 +107,40 @@ impl Platform for Surroundings {
     fn power_off(&self) {}
 }
 
-/// Parent of every process, from `/proc/<pid>/stat` (proc_pid_stat(5)).
-fn parents() -> HashMap<u32, u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
-    entries
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-            Some((pid, parent(&stat)?))
-        })
-        .collect()
+/// The same for the sessions' threads.
+struct Host {
+    settings: LaunchSettings,
 }
 
-/// The fourth field; the second is a name in parentheses that may itself hold blanks and parentheses.
-fn parent(stat: &[u8]) -> Option<u32> {
-    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+impl SessionHost for Host {
+    /// The socket's folder lets nobody else in.
+    fn admits(&self, _: &OwnedFd) -> bool {
+        true
+    }
+
+    fn identity(&self, user: &str) -> Result<Option<Identity>, StartError> {
+        if user.is_empty() {
+            return Ok(None);
+        }
+        let identity = resolve(user)?;
+        match geteuid() {
+            own if own.is_root() => Ok(Some(identity)),
+            own if own.as_raw() == identity.uid => Ok(None),
+            own => Err(StartError::new("user", format!("`{user}`: only root can change from user {own}"))),
+        }
+    }
+
+    fn default_cwd(&self) -> &'static str {
+        if Path::new(WORKSPACE).is_dir() { WORKSPACE } else { "/" }
+    }
+
+    fn confine(&self, session: u64) -> Result<Box<dyn Confinement>, StartError> {
+        Ok(Box::new(Tagged::new(session, self.settings.clone())))
+    }
 }
 
-fn descendants(root: u32, parents: &HashMap<u32, u32>) -> HashSet<u32> {
-    let mut found = HashSet::new();
-    let mut generation = HashSet::from([root]);
-    while !generation.is_empty() {
-        generation = parents
-            .iter()
-            .filter(|(pid, parent)| generation.contains(parent) && !found.contains(*pid) && **pid != root)
-            .map(|(pid, _)| *pid)
-            .collect();
-        found.extend(&generation);
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parent_is_found_behind_any_name() {
-        assert_eq!(parent(b"42 (a) b) c) S 7 42 42 0"), Some(7));
-        assert_eq!(parent(b"42"), None);
-    }
-
-    #[test]
-    fn descendants_are_those_below_only() {
-        let parents = HashMap::from([(1, 0), (10, 1), (11, 10), (12, 11), (20, 1), (13, 10)]);
-        assert_eq!(descendants(10, &parents), HashSet::from([11, 12, 13]));
-        assert_eq!(descendants(12, &parents), HashSet::new());
-    }
+fn resolve(user: &str) -> Result<Identity, StartError> {
+    let read = |path| fs::read(path).unwrap_or_default();
+    user::resolve(user, &read("/etc/passwd"), &read("/etc/group"))
+        .map_err(|error| StartError::new("user", error))
 }

@@ -5,13 +5,11 @@
 //! files are read as bytes and lines that make no sense are passed over, as the C library does
 //! (passwd(5), group(5)).
 
-use serde::{Deserialize, Serialize};
-
 /// The largest user or group id accepted; the same limit as Docker's.
 const MAX_ID: u64 = i32::MAX as u64;
 
 /// Numbers to run with, and the home folder if there is an entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// User id.
     pub(crate) uid: u32,

@@ -148,13 +148,16 @@ pub fn read_frame(stream: &mut impl Read) -> Result<Option<Frame>, FrameError> {
         }
     }
     let length = announced_length(header)?;
-    let mut body = vec![0u8; length];
-    stream.read_exact(&mut body).map_err(|e| match e.kind() {
+    let truncated = |e: io::Error| match e.kind() {
         io::ErrorKind::UnexpectedEof => FrameError::Truncated { have: 4 },
         _ => e.into(),
-    })?;
-    let kind = body.remove(0);
-    Ok(Some(Frame { kind, payload: body }))
+    };
+    // The kind apart, so that the payload need not be moved.
+    let mut kind = [0u8];
+    stream.read_exact(&mut kind).map_err(truncated)?;
+    let mut payload = vec![0u8; length - 1];
+    stream.read_exact(&mut payload).map_err(truncated)?;
+    Ok(Some(Frame { kind: kind[0], payload }))
 }
 
 /// Writes one frame to a blocking stream, in one write.

@@ -16,7 +16,7 @@
 //!        ◀───────────────────────── STDOUT, STDERR   within the client's window
 //!        ◀───────────────────────── CREDIT   bytes of STDIN taken
 //!        ◀───────────────────────── STDIN_CLOSED     nobody reads that any more
-//!        ◀───────────────────────── END      last frame; then the agent closes
+//!        ◀───────────────────────── END      last frame; then the client closes, or else the agent
 //! ```
 //!
 //! **Windows.** Each direction begins with [`WINDOW_BYTES`] of credit. A side may have that many bytes of data
@@ -26,7 +26,9 @@
 //!
 //! **Ends.** The carrier is never closed in one direction only: the end of standard input is the frame
 //! [`KIND_STDIN_END`]. A client whose connection is lost has left: the agent sends SIGHUP to the session's
-//! processes, then SIGKILL after [`HANGUP_GRACE_MS`]. A connection that ends without END is a lost worker or
+//! processes, then SIGKILL after [`HANGUP_GRACE_MS`]; one that breaks this contract is treated likewise. After
+//! END the client closes first, so that nothing it still sends can cost it the END on the way; the agent waits
+//! for that for [`END_LINGER_MS`]. A connection that ends without END is a lost worker or
 //! a lost daemon, never an exit.
 
 use serde::{Deserialize, Serialize};
@@ -50,11 +52,14 @@ pub const MAX_SESSIONS: usize = 256;
 /// Milliseconds from SIGHUP to SIGKILL when the client is gone.
 pub const HANGUP_GRACE_MS: u64 = 2_000;
 
+/// Milliseconds that a client has to close the connection after END, before the agent does.
+pub const END_LINGER_MS: u64 = 2_000;
+
 /// Client to agent: [`Open`], the first frame and only that.
 pub const KIND_OPEN: u8 = 1;
-/// Client to agent: bytes for standard input, raw.
+/// Client to agent: bytes for standard input, raw. Only in a session that takes it, and not after its end.
 pub const KIND_STDIN: u8 = 2;
-/// Client to agent: no more of them. No payload.
+/// Client to agent: no more of them. To a terminal that is its end-of-input character. No payload.
 pub const KIND_STDIN_END: u8 = 3;
 /// Client to agent: [`Signal`] to the session's foreground process group.
 pub const KIND_SIGNAL: u8 = 4;
@@ -65,7 +70,8 @@ pub const KIND_KILL: u8 = 6;
 /// Both ways: data bytes that were taken and make room for as many, `u32` big endian.
 pub const KIND_CREDIT: u8 = 7;
 /// Client to agent: nobody reads standard output any more. The agent closes its end, so that the command's
-/// next write ends it with SIGPIPE as in any pipeline. What is on the way is thrown away. No payload.
+/// next write ends it with SIGPIPE as in any pipeline. What is on the way is thrown away. A terminal hangs up
+/// instead, as for a lost client, but END still comes. No payload.
 pub const KIND_CLOSE_STDOUT: u8 = 8;
 /// Client to agent: likewise for standard error. No payload.
 pub const KIND_CLOSE_STDERR: u8 = 9;
@@ -155,7 +161,7 @@ pub struct Exec {
     #[serde(default)]
     pub timeout_ms: Option<u64>,
     /// Runs on without a client: the agent says STARTED and END ([`EndCause::Detached`]) and closes; output
-    /// goes nowhere. It ends with its worker at the latest.
+    /// goes nowhere, and there is neither input nor terminal. It ends with its worker at the latest.
     #[serde(default)]
     pub detach: bool,
 }
@@ -234,7 +240,7 @@ pub enum EndCause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
-    /// The program is there and cannot be executed (126 by custom).
+    /// The program is there and cannot be executed, or its working directory cannot be entered (126 by custom).
     CannotExecute {
         /// Why, lower case.
         message: String,
@@ -242,7 +248,7 @@ pub enum EndCause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
-    /// Nothing was run: user, folder, limits, a wrong request (125 by custom).
+    /// Nothing was run: user, limits, a wrong request (125 by custom).
     CouldNotStart {
         /// Why, lower case.
         message: String,

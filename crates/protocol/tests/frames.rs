@@ -176,3 +176,81 @@ fn a_payload_that_is_not_what_its_kind_promises_names_the_kind() {
     let error = frame.parse::<iii_protocol::guest::Started>().unwrap_err();
     assert!(error.to_string().starts_with("a frame of kind 3 does not hold what its kind promises"));
 }
+
+/// Seconds of the test at random unless `III_FUZZ_SECONDS` says otherwise.
+const SECONDS: u64 = 1;
+
+/// Damages a stream of frames: a changed, lost or doubled piece, or nothing.
+fn damage(stream: &mut Vec<u8>, mut dice: impl FnMut(usize) -> usize) {
+    if stream.is_empty() {
+        return;
+    }
+    let at = dice(stream.len());
+    match dice(5) {
+        0 => stream[at] ^= 1 << dice(8),
+        1 => stream.truncate(at),
+        2 => drop(stream.drain(at..(at + dice(9)).min(stream.len()))),
+        3 => stream.insert(at, dice(256) as u8),
+        _ => {}
+    }
+}
+
+#[test]
+fn bytes_at_random_give_the_same_frames_to_both_readers() {
+    let seconds = std::env::var("III_FUZZ_SECONDS").ok().map_or(SECONDS, |it| it.parse().expect("seconds"));
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let seed = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64 | 1;
+    eprintln!("seed {seed}");
+    let mut state = seed;
+    let mut dice = move |limit: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % limit as u64) as usize
+    };
+    let mut whole = 0;
+    while std::time::Instant::now() < end {
+        let mut stream = Vec::new();
+        for _ in 0..dice(5) {
+            let payload: Vec<u8> = (0..dice(300)).map(|_| dice(256) as u8).collect();
+            encode(dice(256) as u8, &payload, &mut stream).expect("small");
+        }
+        for _ in 0..dice(3) {
+            damage(&mut stream, &mut dice);
+        }
+
+        let mut blocking = Vec::new();
+        let mut rest = stream.as_slice();
+        let blocking_end = loop {
+            match read_frame(&mut rest) {
+                Ok(Some(frame)) => blocking.push(frame),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let mut decoder = FrameDecoder::default();
+        let mut decoded = Vec::new();
+        let mut failure = None;
+        let mut rest = stream.as_slice();
+        while !rest.is_empty() && failure.is_none() {
+            let (portion, behind) = rest.split_at(1 + dice(rest.len()));
+            rest = behind;
+            decoder.feed(portion);
+            failure = loop {
+                match decoder.next_frame() {
+                    Ok(Some(frame)) => decoded.push(frame),
+                    Ok(None) => break None,
+                    Err(error) => break Some(error),
+                }
+            };
+        }
+        let decoder_end = failure.map_or_else(|| decoder.finish(), Err);
+        assert_eq!(blocking, decoded, "{stream:?}");
+        let name = |end: Result<(), FrameError>| end.map_err(|error| std::mem::discriminant(&error));
+        assert_eq!(name(blocking_end), name(decoder_end), "{stream:?}");
+        let again = wire(&decoded);
+        assert!(stream.starts_with(&again), "frames are what was sent");
+        whole += decoded.len();
+    }
+    assert!(whole > 100, "hardly a frame was whole");
+}

@@ -9,10 +9,8 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 
 use crate::console;
+use crate::platform::WORKSPACE;
 use crate::user::Identity;
-
-/// Every worker has this folder.
-const WORKSPACE: &str = "/workspace";
 
 /// Kernel settings as Docker makes them: low ports and ping for everyone. The guest has nobody to be
 /// protected from that.

@@ -9,24 +9,32 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
+use iii_protocol::session::SESSION_PORT;
 use nix::fcntl::{OFlag, open};
-use nix::libc::{SIGKILL, VMADDR_CID_HOST};
+use nix::libc::{RLIMIT_NOFILE, SIGKILL, VMADDR_CID_ANY, VMADDR_CID_HOST};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen, socket,
+};
 use nix::sys::stat::Mode;
 use nix::unistd::{sethostname, sync};
 
 use crate::console;
 use crate::error::StartError;
-use crate::platform::{Platform, StageSettings};
-use crate::sys;
+use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
+use crate::sys::{self, Limit};
+use crate::tagged::Tagged;
 use crate::user::{self, Identity};
 
 /// Open files a workload may have, soft and hard: what Docker gives.
 const OPEN_FILES: u64 = 1024 * 1024;
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 128;
 
 /// A guest, from an empty root folder to power off. Only ever made by process 1.
 #[derive(Debug, Default)]
@@ -45,6 +53,10 @@ impl Platform for Guest {
 
     fn prepare(&mut self) -> Result<(), StartError> {
         mounts::private_root(&mut mounts::Kernel)?;
+        // Each session takes some; the kernel's own limit is too small for all.
+        if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES) {
+            console::say(format_args!("the limit of open files stays: {}", error.desc()));
+        }
         // A failure here costs the workload its own localhost, not the machine.
         if let Err(error) = loopback::bring_up() {
             console::say(format_args!("the loopback interface stays down: {error}"));
@@ -75,12 +87,23 @@ impl Platform for Guest {
         resolve(user).map(Some)
     }
 
-    fn stage(&self) -> StageSettings {
-        StageSettings {
+    fn launch_settings(&self) -> LaunchSettings {
+        LaunchSettings {
             cgroup_procs: self.workload.procs(),
-            open_files: Some(OPEN_FILES),
+            limits: vec![Limit { resource: RLIMIT_NOFILE, soft: OPEN_FILES, hard: OPEN_FILES }],
             die_with_agent: false,
         }
+    }
+
+    fn listen(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, SESSION_PORT))?;
+        listen(&socket, Backlog::new(BACKLOG)?)?;
+        Ok(Some(socket))
+    }
+
+    fn session_host(&self) -> Arc<dyn SessionHost> {
+        Arc::new(Host { settings: LaunchSettings { cgroup_procs: None, ..self.launch_settings() } })
     }
 
     fn kill_everything(&self) {
@@ -111,6 +134,34 @@ impl Platform for Guest {
         // `reboot=k`, and it watches the keyboard controller for that).
         let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
         console::say(format_args!("cannot power off: {}", error.desc()));
+    }
+}
+
+/// The guest as the sessions' threads see it.
+struct Host {
+    settings: LaunchSettings,
+}
+
+impl SessionHost for Host {
+    /// Only the host: where the kernel has a loopback for vsock, any process of the guest could come.
+    fn admits(&self, connection: &OwnedFd) -> bool {
+        getpeername::<VsockAddr>(connection.as_raw_fd()).is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST)
+    }
+
+    fn identity(&self, user: &str) -> Result<Option<Identity>, StartError> {
+        resolve(user).map(Some)
+    }
+
+    fn default_cwd(&self) -> &'static str {
+        WORKSPACE
+    }
+
+    fn confine(&self, session: u64) -> Result<Box<dyn Confinement>, StartError> {
+        Ok(match cgroup::Session::make(session, self.settings.clone()) {
+            Ok(leaf) => Box::new(leaf),
+            // A kernel without cgroup v2.
+            Err(_) => Box::new(Tagged::new(session, self.settings.clone())),
+        })
     }
 }
 

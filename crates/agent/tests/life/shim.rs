@@ -12,6 +12,7 @@ use iii_protocol::guest::{
     AGENT_SOCKET_ENV, BootPlan, Exit, Hello, KIND_EXIT, KIND_EXIT_ACK, KIND_HELLO, KIND_PLAN, KIND_STARTED,
     KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan, Started, Stop, VERSION, parse_output,
 };
+use iii_protocol::session::SESSION_SOCKET_ENV;
 use tempfile::TempDir;
 
 /// Far more than anything here takes; a test that hangs fails instead.
@@ -74,6 +75,7 @@ impl Shim {
         let listener = UnixListener::bind(&path).expect("socket");
         let agent = Command::new(env!("CARGO_BIN_EXE_iii-agent"))
             .env(AGENT_SOCKET_ENV, &path)
+            .env(SESSION_SOCKET_ENV, folder.path().join("sessions.sock"))
             .stdin(Stdio::null())
             .spawn()
             .expect("agent");
@@ -89,6 +91,45 @@ impl Shim {
 
     pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().expect("a path of ours").to_owned()
+    }
+
+    /// Process id of the agent.
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.id()
+    }
+
+    /// How many threads, files and descendants the agent has.
+    pub(crate) fn holds(&self) -> [usize; 3] {
+        let count = |what: &str| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.agent.id())).expect("the agent lives");
+            entries.count()
+        };
+        let threads = fs::read_dir(format!("/proc/{}/task", self.agent.id())).expect("the agent lives");
+        let children = threads.flatten().map(|thread| {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.split_ascii_whitespace().count()
+        });
+        let children = children.sum();
+        [count("task"), count("fd"), children]
+    }
+
+    /// What it holds with no session: once that is the same for a while.
+    pub(crate) fn settled(&self) -> [usize; 3] {
+        let mut last = self.holds();
+        let mut same = 0;
+        until("the agent holds the same", || {
+            let now = self.holds();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same > 40
+        });
+        last
+    }
+
+    /// Waits until it holds as much as with no session.
+    #[track_caller]
+    pub(crate) fn until_settled(&self, bare: [usize; 3]) {
+        until("the agent holds what it held before", || self.holds() == bare);
     }
 
     pub(crate) fn stream(&mut self) -> &mut UnixStream {

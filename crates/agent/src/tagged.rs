@@ -1,0 +1,134 @@
+//! A session's processes held together without a cgroup: every one of them carries a mark.
+//!
+//! The mark has to pass on to every descendant, also to one that left its session and whose parents are gone,
+//! and it must not be seen by ordinary programs. A limit of resources does that: each session has its own
+//! value of `RLIMIT_MSGQUEUE`, a little below the usual one, and `/proc/<pid>/limits` tells it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+
+use nix::libc::{RLIMIT_MSGQUEUE, SIGKILL};
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::platform::{Confinement, LaunchSettings};
+use crate::sys::{self, Limit};
+
+/// So many sessions have marks of their own at a time.
+const MARKS: u64 = 16 * 1024;
+/// The line of `/proc/<pid>/limits` (proc_pid_limits(5)).
+const LINE: &str = "Max msgqueue size";
+/// Taken for "unlimited".
+const MOST: u64 = 1 << 30;
+
+/// The mark of one session.
+#[derive(Debug)]
+pub(crate) struct Tagged {
+    mark: u64,
+    settings: LaunchSettings,
+}
+
+impl Tagged {
+    /// Of the session with this number; its processes take on `settings` too.
+    pub(crate) fn new(session: u64, mut settings: LaunchSettings) -> Tagged {
+        let usual = getrlimit(Resource::RLIMIT_MSGQUEUE).map_or(MOST, |(_, hard)| hard.min(MOST));
+        let mark = usual.saturating_sub(1 + session % MARKS);
+        settings.limits.push(Limit { resource: RLIMIT_MSGQUEUE, soft: mark, hard: mark });
+        Tagged { mark, settings }
+    }
+}
+
+impl Confinement for Tagged {
+    fn launch_settings(&self) -> LaunchSettings {
+        self.settings.clone()
+    }
+
+    fn members(&self) -> Vec<i32> {
+        let all = descendants(std::process::id(), &parents());
+        all.into_iter().filter(|&pid| mark(pid) == Some(self.mark)).map(u32::cast_signed).collect()
+    }
+
+    fn kill(&self) -> bool {
+        let members = self.members();
+        for &pid in &members {
+            // One that has ended meanwhile is as good as killed.
+            let _ = sys::kill(pid, SIGKILL);
+        }
+        members.is_empty()
+    }
+}
+
+/// Sends SIGKILL to every descendant of this process.
+pub(crate) fn kill_descendants() {
+    for pid in descendants(std::process::id(), &parents()) {
+        let _ = sys::kill(pid.cast_signed(), SIGKILL);
+    }
+}
+
+fn mark(pid: u32) -> Option<u64> {
+    hard_limit(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+}
+
+/// The third column from the right: soft, hard, unit.
+fn hard_limit(limits: &str) -> Option<u64> {
+    let values = limits.lines().find_map(|line| line.strip_prefix(LINE))?;
+    values.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Parent of every process, from `/proc/<pid>/stat` (proc_pid_stat(5)).
+fn parents() -> HashMap<u32, u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
+    entries
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+            Some((pid, parent(&stat)?))
+        })
+        .collect()
+}
+
+/// The fourth field; the second is a name in parentheses that may itself hold blanks and parentheses.
+fn parent(stat: &[u8]) -> Option<u32> {
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let rest = std::str::from_utf8(&stat[after_name..]).ok()?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn descendants(root: u32, parents: &HashMap<u32, u32>) -> HashSet<u32> {
+    let mut found = HashSet::new();
+    let mut generation = HashSet::from([root]);
+    while !generation.is_empty() {
+        generation = parents
+            .iter()
+            .filter(|(pid, parent)| generation.contains(parent) && !found.contains(*pid) && **pid != root)
+            .map(|(pid, _)| *pid)
+            .collect();
+        found.extend(&generation);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_found_behind_any_name() {
+        assert_eq!(parent(b"42 (a) b) c) S 7 42 42 0"), Some(7));
+        assert_eq!(parent(b"42"), None);
+    }
+
+    #[test]
+    fn descendants_are_those_below_only() {
+        let parents = HashMap::from([(1, 0), (10, 1), (11, 10), (12, 11), (20, 1), (13, 10)]);
+        assert_eq!(descendants(10, &parents), HashSet::from([11, 12, 13]));
+        assert_eq!(descendants(12, &parents), HashSet::new());
+    }
+
+    #[test]
+    fn the_mark_is_the_hard_limit() {
+        let limits = "Max pending signals       95832                95832                signals   \n\
+            Max msgqueue size         819199               819198               bytes     \n";
+        assert_eq!(hard_limit(limits), Some(819_198));
+        assert!(mark(std::process::id()).is_some());
+    }
+}
