@@ -172,7 +172,8 @@ impl Bed {
         }
     }
 
-    fn socket(&self) -> Option<PathBuf> {
+    /// The daemon's socket, while there is one.
+    pub fn socket(&self) -> Option<PathBuf> {
         let projects = fs::read_dir(self.home().join("run")).ok()?;
         projects.flatten().map(|entry| entry.path().join("iii.sock")).find(|path| path.exists())
     }

@@ -7,7 +7,7 @@ use crate::support::registry::{image, layer_of};
 #[test]
 fn every_command_has_help_with_an_example() {
     let bed = Bed::new();
-    for verb in ["add", "remove", "list", "start", "stop", "restart", "status", "logs"] {
+    for verb in ["add", "remove", "list", "start", "stop", "restart", "status", "logs", "exec"] {
         let help = bed.ok(&["worker", verb, "--help"]);
         assert!(help.contains("Example"), "{help}");
     }

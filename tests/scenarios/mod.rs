@@ -4,8 +4,10 @@
 mod adopt;
 mod bed;
 mod chaos;
+mod clients;
 mod commands;
 mod daemon;
+mod exec;
 mod failures;
 mod lifecycle;
 mod logs;
