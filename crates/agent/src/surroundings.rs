@@ -20,7 +20,7 @@ use nix::unistd::geteuid;
 use crate::error::StartError;
 use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
 use crate::sys::Limit;
-use crate::tagged::{self, Tagged};
+use crate::tagged::{self, Census, Tagged};
 use crate::user::{self, Identity};
 
 /// The machine this process happens to run on.
@@ -90,7 +90,7 @@ impl Platform for Surroundings {
     }
 
     fn session_host(&self) -> Arc<dyn SessionHost> {
-        Arc::new(Host { settings: self.launch_settings() })
+        Arc::new(Host { settings: self.launch_settings(), census: Arc::default() })
     }
 
     fn kill_everything(&self) {
@@ -110,6 +110,7 @@ impl Platform for Surroundings {
 /// The same for the sessions' threads.
 struct Host {
     settings: LaunchSettings,
+    census: Arc<Census>,
 }
 
 impl SessionHost for Host {
@@ -135,7 +136,7 @@ impl SessionHost for Host {
     }
 
     fn confine(&self, session: u64) -> Result<Box<dyn Confinement>, StartError> {
-        Ok(Box::new(Tagged::new(session, self.settings.clone())))
+        Ok(Box::new(Tagged::new(session, self.settings.clone(), Arc::clone(&self.census))))
     }
 }
 

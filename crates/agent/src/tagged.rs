@@ -1,11 +1,14 @@
 //! A session's processes held together without a cgroup: every one of them carries a mark.
 //!
 //! The mark has to pass on to every descendant, also to one that left its session and whose parents are gone,
-//! and it must not be seen by ordinary programs. A limit of resources does that: each session has its own
-//! value of `RLIMIT_MSGQUEUE`, a little below the usual one, and `/proc/<pid>/limits` tells it.
+//! and it must not be seen by ordinary programs. A limit of resources does that: of `RLIMIT_MSGQUEUE`, the hard
+//! value is the session's own, a little below the usual one, and the soft value is the agent's own.
+//! `/proc/<pid>/limits` tells both.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use nix::libc::{RLIMIT_MSGQUEUE, SIGKILL};
 use nix::sys::resource::{Resource, getrlimit};
@@ -20,20 +23,57 @@ const LINE: &str = "Max msgqueue size";
 /// Taken for "unlimited".
 const MOST: u64 = 1 << 30;
 
+/// The processes of each mark, as they were at one time. Sessions that ask together are answered by one look.
+#[derive(Debug, Default)]
+pub(crate) struct Census(Mutex<Option<(Instant, Marked)>>);
+
+/// Process ids by mark.
+type Marked = HashMap<Mark, Vec<i32>>;
+
+/// Soft and hard value.
+type Mark = (u64, u64);
+
+impl Census {
+    /// The processes with this mark, at a time after the call.
+    fn members(&self, mark: Mark) -> Vec<i32> {
+        let asked = Instant::now();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, marks) = match last.take() {
+            Some((at, marks)) if at > asked => last.insert((at, marks)),
+            _ => last.insert((Instant::now(), marked())),
+        };
+        marks.get(&mark).cloned().unwrap_or_default()
+    }
+}
+
+/// All processes there are, by their mark.
+fn marked() -> Marked {
+    let mut found = Marked::new();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        if let Some(mark) = mark(pid) {
+            found.entry(mark).or_default().push(pid);
+        }
+    }
+    found
+}
+
 /// The mark of one session.
 #[derive(Debug)]
 pub(crate) struct Tagged {
-    mark: u64,
+    mark: Mark,
     settings: LaunchSettings,
+    census: Arc<Census>,
 }
 
 impl Tagged {
     /// Of the session with this number; its processes take on `settings` too.
-    pub(crate) fn new(session: u64, mut settings: LaunchSettings) -> Tagged {
+    pub(crate) fn new(session: u64, mut settings: LaunchSettings, census: Arc<Census>) -> Tagged {
         let usual = getrlimit(Resource::RLIMIT_MSGQUEUE).map_or(MOST, |(_, hard)| hard.min(MOST));
-        let mark = usual.saturating_sub(1 + session % MARKS);
-        settings.limits.push(Limit { resource: RLIMIT_MSGQUEUE, soft: mark, hard: mark });
-        Tagged { mark, settings }
+        let hard = usual.saturating_sub(1 + session % MARKS);
+        let soft = u64::from(std::process::id()) % (hard / 2).max(1);
+        settings.limits.push(Limit { resource: RLIMIT_MSGQUEUE, soft, hard });
+        Tagged { mark: (soft, hard), settings, census }
     }
 }
 
@@ -43,8 +83,7 @@ impl Confinement for Tagged {
     }
 
     fn members(&self) -> Vec<i32> {
-        let all = descendants(std::process::id(), &parents());
-        all.into_iter().filter(|&pid| mark(pid) == Some(self.mark)).map(u32::cast_signed).collect()
+        self.census.members(self.mark)
     }
 
     fn kill(&self) -> bool {
@@ -64,14 +103,15 @@ pub(crate) fn kill_descendants() {
     }
 }
 
-fn mark(pid: u32) -> Option<u64> {
-    hard_limit(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+fn mark(pid: i32) -> Option<Mark> {
+    parse_mark(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
 }
 
-/// The third column from the right: soft, hard, unit.
-fn hard_limit(limits: &str) -> Option<u64> {
+/// Soft value, hard value, unit.
+fn parse_mark(limits: &str) -> Option<Mark> {
     let values = limits.lines().find_map(|line| line.strip_prefix(LINE))?;
-    values.split_ascii_whitespace().nth(1)?.parse().ok()
+    let mut values = values.split_ascii_whitespace().map(str::parse);
+    Some((values.next()?.ok()?, values.next()?.ok()?))
 }
 
 /// Parent of every process, from `/proc/<pid>/stat` (proc_pid_stat(5)).
@@ -125,10 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_is_the_hard_limit() {
+    fn the_mark_is_both_limits() {
         let limits = "Max pending signals       95832                95832                signals   \n\
-            Max msgqueue size         819199               819198               bytes     \n";
-        assert_eq!(hard_limit(limits), Some(819_198));
-        assert!(mark(std::process::id()).is_some());
+            Max msgqueue size         4711                 819198               bytes     \n";
+        assert_eq!(parse_mark(limits), Some((4711, 819_198)));
+        let own = mark(std::process::id().cast_signed()).expect("every process has limits");
+        assert!(Census::default().members(own).contains(&std::process::id().cast_signed()));
     }
 }

@@ -28,7 +28,7 @@ use crate::console;
 use crate::error::StartError;
 use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
 use crate::sys::{self, Limit};
-use crate::tagged::Tagged;
+use crate::tagged::{Census, Tagged};
 use crate::user::{self, Identity};
 
 /// Open files a workload may have, soft and hard: what Docker gives.
@@ -103,7 +103,8 @@ impl Platform for Guest {
     }
 
     fn session_host(&self) -> Arc<dyn SessionHost> {
-        Arc::new(Host { settings: LaunchSettings { cgroup_procs: None, ..self.launch_settings() } })
+        let settings = LaunchSettings { cgroup_procs: None, ..self.launch_settings() };
+        Arc::new(Host { settings, census: Arc::default() })
     }
 
     fn kill_everything(&self) {
@@ -140,6 +141,7 @@ impl Platform for Guest {
 /// The guest as the sessions' threads see it.
 struct Host {
     settings: LaunchSettings,
+    census: Arc<Census>,
 }
 
 impl SessionHost for Host {
@@ -160,7 +162,7 @@ impl SessionHost for Host {
         Ok(match cgroup::Session::make(session, self.settings.clone()) {
             Ok(leaf) => Box::new(leaf),
             // A kernel without cgroup v2.
-            Err(_) => Box::new(Tagged::new(session, self.settings.clone())),
+            Err(_) => Box::new(Tagged::new(session, self.settings.clone(), Arc::clone(&self.census))),
         })
     }
 }
