@@ -29,7 +29,8 @@ mod tests {
 
     #[test]
     fn the_agent_is_small() {
-        // It stays in the memory of every machine's VMM. The static C library alone is 0.9 MiB of it.
-        assert!(AGENT.len() < 3 * 512 * 1024, "{} bytes", AGENT.len());
+        // It stays in the memory of every machine's VMM. The static C library alone is 0.9 MiB of it, sessions
+        // and copies (terminals, archives) half a MiB.
+        assert!(AGENT.len() < 2 * 1024 * 1024, "{} bytes", AGENT.len());
     }
 }

@@ -6,6 +6,7 @@ mod bed;
 mod chaos;
 mod clients;
 mod commands;
+mod cp;
 mod daemon;
 mod exec;
 mod failures;

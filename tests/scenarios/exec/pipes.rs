@@ -16,7 +16,7 @@ fn exit_codes_are_those_of_the_table() {
         (&["web", "/bin/sh", "-c", "exit 7"], 7),
         (&["web", "/bin/sh", "-c", "kill -9 $$"], 137),
         (&["--timeout", "300ms", "web", "sleep", "1000"], 124),
-        (&["-w", "/no/such/folder", "web", "true"], 125),
+        (&["-w", "/no/such/folder", "web", "true"], 126),
         (&["-u", "nosuchuser", "web", "true"], 125),
         (&["wbe", "true"], 125),
         (&["web", "/etc/passwd"], 126),
