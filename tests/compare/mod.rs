@@ -124,10 +124,22 @@ fn show(bytes: &[u8], folder: &Path) -> String {
     if bytes.is_empty() {
         return "nothing".to_owned();
     }
-    let text = bytes.escape_ascii().to_string().replace(&folder.display().to_string(), "DIR");
+    let text = plain(&bytes.escape_ascii().to_string()).replace(&folder.display().to_string(), "DIR");
     let text = text.replace("\\'", "'").replace("\\\"", "\"").replace('`', "'").replace('|', "\\|");
     let cut: String = text.chars().take(SHOWN).collect();
     if cut.len() < text.len() { format!("`{cut}`... ({} bytes)", bytes.len()) } else { format!("`{cut}`") }
+}
+
+/// Without the colours and the time that `crun` begins its messages with on a terminal.
+fn plain(text: &str) -> String {
+    let mut parts = text.split("\\x1b[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let shown = part.split_once('m').map_or(part, |(_, shown)| shown);
+        let is_dated = shown.starts_with(|c: char| c.is_ascii_digit());
+        plain += shown.split_once("Z: ").filter(|_| is_dated).map_or(shown, |(_, undated)| undated);
+    }
+    plain
 }
 
 /// The table of the docs; each row has its reason.
