@@ -112,10 +112,10 @@ fn signals_to_the_client() -> Vec<Case> {
         let plain = case(name, &["/bin/sh", "-c", "ulimit -c 0; echo ready; exec sleep 2"]);
         all.push(Case { signal, ..plain });
         let trap = "trap 'echo caught; exit 3' INT TERM HUP QUIT; \
-                    sleep 2 >/dev/null 2>&1 & echo ready; wait";
+                    sleep 0.5 >/dev/null 2>&1 & echo ready; wait";
         all.push(Case { signal, ..sh(caught, trap) });
     }
-    let child = "sh -c 'trap \"echo caught; exit\" TERM; sleep 1 >/dev/null 2>&1 & echo ready; wait'";
+    let child = "sh -c 'trap \"echo caught; exit\" TERM; sleep 0.5 >/dev/null 2>&1 & echo ready; wait'";
     let script = format!("trap : TERM; {child} & wait; wait");
     all.push(Case { signal: Some(Signal::SIGTERM), ..sh("client gets TERM, a child", &script) });
     all

@@ -19,7 +19,7 @@ use crun::Crun;
 use run::{Case, Outcome};
 
 /// How much of an output a row shows, in characters.
-const SHOWN: usize = 160;
+const SHOWN: usize = 100;
 const WORKLOAD: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 
 /// What differs, and of which case.
