@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[path = "../compare/mod.rs"]
+mod compare;
 #[path = "../scenarios/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;
