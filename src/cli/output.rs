@@ -125,6 +125,11 @@ impl Printer {
         }
     }
 
+    /// Begins a line, wherever the cursor is: one that somebody else may have left half full.
+    pub fn fresh_line(&mut self) {
+        self.say("");
+    }
+
     /// Asks a question whose answer is yes if nothing is typed.
     pub fn confirm(&mut self, question: &str) -> io::Result<bool> {
         write!(self.err, "{question} [Y/n] ")?;

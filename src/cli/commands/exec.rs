@@ -46,7 +46,28 @@ pub async fn exec(ctx: &Context, args: &ExecArgs, printer: &mut Printer) -> Resu
         signal = asked(&mut signals) => return Err(Failure::Code(of_signal(signal))),
     };
     let session = opened.map_err(|error| not_opened(ctx, &args.name, error))?;
-    let (end, started) = Running::start(session, &exec, args.timeout)?.run(&mut signals).await?;
+    let running = Running::start(session, &exec, args.timeout)?;
+    let is_raw = running.raw.is_some();
+    let (ran, result) = match running.run(&mut signals).await {
+        Ok((end, started)) => (started.is_some(), said(ctx, args, begun, end, started, printer).await),
+        Err(failure) => (true, Err(failure)),
+    };
+    if ran && is_raw && matches!(&result, Err(failure) if failure.text().is_some()) {
+        // Wherever the command left the cursor, what went wrong begins on a line of its own.
+        printer.fresh_line();
+    }
+    result
+}
+
+/// What the end of a session means.
+async fn said(
+    ctx: &Context,
+    args: &ExecArgs,
+    begun: Timestamp,
+    end: Result<End, Lost>,
+    started: Option<Started>,
+    printer: &mut Printer,
+) -> Result<(), Failure> {
     match end {
         Ok(End { cause: EndCause::Detached }) => {
             let number = started.map(|started| started.session.to_string());

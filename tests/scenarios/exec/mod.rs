@@ -2,6 +2,7 @@
 
 mod pipes;
 mod signals;
+mod terminal;
 
 use iii_protocol::api::Phase;
 
