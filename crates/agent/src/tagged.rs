@@ -22,7 +22,7 @@ const MARKS: u64 = 16 * 1024;
 /// The line of `/proc/<pid>/limits` (proc_pid_limits(5)).
 const LINE: &str = "Max msgqueue size";
 /// So often all processes are looked through at most, on a machine where some always end meanwhile.
-const LOOKS: usize = 8;
+const LOOKS: usize = 2;
 /// Taken for "unlimited".
 const MOST: u64 = 1 << 30;
 
