@@ -142,10 +142,11 @@ impl Reaper {
                     // One that is gone was reaped by the failed spawn that it belonged to.
                     let status = sys::reap(pid);
                     state.reaped += 1;
-                    let on_end = state.watched.remove(&pid);
+                    // Its id may have become another's, who is watched and has not ended.
+                    let told = status.and_then(|status| Some((status, state.watched.remove(&pid)?)));
                     drop(state);
                     self.changed.notify_all();
-                    if let (Some(on_end), Some(status)) = (on_end, status) {
+                    if let Some((status, on_end)) = told {
                         on_end(Ended { status, at: Instant::now() });
                     }
                 }

@@ -193,12 +193,14 @@ fn become_it(fork: &Fork, argv: &[usize], env: &[usize]) -> io::Result<()> {
     fn check(step: Step, result: i64) -> io::Result<()> {
         if result >= 0 { Ok(()) } else { Err(failure(step, Errno::last_raw(), 0)) }
     }
-    // SAFETY: every call here is a bare system call or async-signal-safe by signal-safety(7) (write,
-    // setsid, umask, setrlimit, chdir, ioctl, prctl, signal, sigprocmask, execve). User and groups are
-    // changed by `syscall`, for the C library's wrappers would look for other threads. All pointers are to
-    // memory that `fork` owns and that outlives the calls: strings end with NUL, lists of pointers with 0.
-    // SIG_DFL installs no handler; numbers that may not be changed (SIGKILL, SIGSTOP, the C library's own)
-    // fail with EINVAL, which is right to ignore.
+    // SAFETY: write, setsid, umask, chdir, signal, sigemptyset, sigprocmask and execve are async-signal-safe by
+    // signal-safety(7). setrlimit, ioctl and prctl are not on that page, but in the C library they only pass
+    // their arguments on to the system call of that name: no lock, no memory of its own. User and groups are
+    // changed by `syscall`, which does the same, for the C library's wrappers would look for other threads. All
+    // pointers are to memory that `fork` owns and that outlives the calls, or to locals: strings end with NUL,
+    // lists of pointers with 0; `none` is read only after sigemptyset has filled it. SIG_DFL installs no handler;
+    // numbers that may not be changed (SIGKILL, SIGSTOP, the C library's own) fail with EINVAL, which is right
+    // to ignore.
     #[expect(unsafe_code, reason = "see the head of this file")]
     unsafe {
         if let Some(procs) = &fork.cgroup {

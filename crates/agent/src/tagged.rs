@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +21,8 @@ use crate::sys::{self, Limit};
 const MARKS: u64 = 16 * 1024;
 /// The line of `/proc/<pid>/limits` (proc_pid_limits(5)).
 const LINE: &str = "Max msgqueue size";
+/// So often all processes are looked through at most, on a machine where some always end meanwhile.
+const LOOKS: usize = 2;
 /// Taken for "unlimited".
 const MOST: u64 = 1 << 30;
 
@@ -48,14 +51,35 @@ impl Census {
 
 /// All processes there are, by their mark.
 fn marked() -> Marked {
+    look_again(process_ids, mark)
+}
+
+/// Reads the `mark` of every process that `list` names.
+///
+/// One that ends between the two may have started another one that the list does not have yet, and with nobody
+/// found a session counts as ended. So there is another look then, until one has met everybody it named.
+fn look_again(list: impl Fn() -> Vec<i32>, mark: impl Fn(i32) -> io::Result<Option<Mark>>) -> Marked {
     let mut found = Marked::new();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
-        if let Some(mark) = mark(pid) {
-            found.entry(mark).or_default().push(pid);
+    for _ in 0..LOOKS {
+        found.clear();
+        let mut all_met = true;
+        for pid in list() {
+            match mark(pid) {
+                Ok(Some(mark)) => found.entry(mark).or_default().push(pid),
+                Ok(None) => {}
+                Err(_) => all_met = false,
+            }
+        }
+        if all_met {
+            break;
         }
     }
     found
+}
+
+fn process_ids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The mark of one session.
@@ -103,11 +127,12 @@ pub(crate) fn kill_descendants() {
     }
 }
 
-fn mark(pid: i32) -> Option<Mark> {
-    parse_mark(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+/// Fails when the process is gone.
+fn mark(pid: i32) -> io::Result<Option<Mark>> {
+    Ok(parse_mark(&fs::read_to_string(format!("/proc/{pid}/limits"))?))
 }
 
-/// Soft value, hard value, unit.
+/// Soft value, hard value, unit. `None` for one without limits, which has no mark.
 fn parse_mark(limits: &str) -> Option<Mark> {
     let values = limits.lines().find_map(|line| line.strip_prefix(LINE))?;
     let mut values = values.split_ascii_whitespace().map(str::parse);
@@ -149,6 +174,8 @@ fn descendants(root: u32, parents: &HashMap<u32, u32>) -> HashSet<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -165,11 +192,45 @@ mod tests {
     }
 
     #[test]
+    fn the_child_of_one_that_ended_during_the_look_is_found() {
+        const MINE: Mark = (1, 2);
+        let (looks, forked) = (Cell::new(0), Cell::new(false));
+        let list = || {
+            looks.set(looks.get() + 1);
+            if forked.get() { vec![7, 31] } else { vec![7, 30] }
+        };
+        let mark = |pid| match pid {
+            // It starts 31 and ends.
+            30 => {
+                forked.set(true);
+                Err(io::ErrorKind::NotFound.into())
+            }
+            31 => Ok(Some(MINE)),
+            _ => Ok(None),
+        };
+        let found = look_again(list, mark);
+        assert_eq!(found, Marked::from([(MINE, vec![31])]));
+        assert_eq!(looks.get(), 2, "the second look met everybody");
+    }
+
+    #[test]
+    fn looking_ends_though_processes_always_end() {
+        let looks = Cell::new(0);
+        let list = || {
+            looks.set(looks.get() + 1);
+            vec![7, 30]
+        };
+        let mark = |pid| if pid == 7 { Ok(Some((1, 2))) } else { Err(io::ErrorKind::NotFound.into()) };
+        let found = look_again(list, mark);
+        assert_eq!((found, looks.get()), (Marked::from([((1, 2), vec![7])]), LOOKS));
+    }
+
+    #[test]
     fn the_mark_is_both_limits() {
         let limits = "Max pending signals       95832                95832                signals   \n\
             Max msgqueue size         4711                 819198               bytes     \n";
         assert_eq!(parse_mark(limits), Some((4711, 819_198)));
-        let own = mark(std::process::id().cast_signed()).expect("every process has limits");
+        let own = mark(std::process::id().cast_signed()).expect("this one lives").expect("it has limits");
         assert!(Census::default().members(own).contains(&std::process::id().cast_signed()));
     }
 }

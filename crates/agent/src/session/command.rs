@@ -289,12 +289,11 @@ impl Group {
     }
 
     fn signal_all(&self, signal: i32) {
-        self.reaper.undisturbed(|| {
-            for pid in self.confinement.members() {
-                // One that has ended meanwhile needs no signal.
-                let _ = sys::kill(pid, signal);
-            }
-        });
+        // The reaper goes on: the search takes too long for every session to wait for it.
+        for pid in self.confinement.members() {
+            // One that has ended meanwhile needs no signal.
+            let _ = sys::kill(pid, signal);
+        }
     }
 
     /// Sends `signal` to a process group of the session while the command runs.
