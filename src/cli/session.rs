@@ -1,10 +1,10 @@
 //! The client's side of one session ([`iii_protocol::session`]): windows, frames and the end.
 //!
 //! [`open`] asks the daemon and gives a [`Session`] in parts, each of which may go its own way, to a task or to
-//! a thread (every part has a `blocking_` twin):
+//! a thread (what a thread calls is named `blocking_`):
 //!
 //! ```text
-//!   Input    ──▶ STDIN, STDIN_END      bytes go out as the agent's window allows; `send` waits for that
+//!   Input    ──▶ STDIN, STDIN_END      bytes go out as the agent's window allows; sending waits for that
 //!   Output   ◀── STDOUT (and STDERR)   bytes are credited when the next ones are asked for
 //!   Control  ──▶ SIGNAL, RESIZE, KILL
 //!   started  ◀── STARTED
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use iii_protocol::frame::{Frame, FrameDecoder, FrameError, encode};
+use iii_protocol::frame::{Frame, FrameDecoder, FrameError, header};
 use iii_protocol::session::{
     End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
     KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
@@ -80,7 +80,7 @@ pub struct Session {
     pub ending: Ending,
 }
 
-/// The writing end of standard input. Dropped without [`Input::finish`] the input just stays open.
+/// The writing end of standard input. Dropped without [`Input::blocking_finish`] the input just stays open.
 #[derive(Debug)]
 pub struct Input {
     fed: mpsc::Sender<Fed>,
@@ -98,22 +98,12 @@ enum Fed {
 pub struct InputClosed;
 
 impl Input {
-    /// Sends bytes; waits while the window is closed.
-    pub async fn send(&mut self, bytes: Bytes) -> Result<(), InputClosed> {
-        self.fed.send(Fed::Bytes(bytes)).await.map_err(|_| InputClosed)
-    }
-
-    /// Likewise, from a thread outside of any runtime.
+    /// Sends bytes; waits while the window is closed. For a thread outside of any runtime, as all of this.
     pub fn blocking_send(&mut self, bytes: Bytes) -> Result<(), InputClosed> {
         self.fed.blocking_send(Fed::Bytes(bytes)).map_err(|_| InputClosed)
     }
 
     /// The end of the input, behind all that was sent.
-    pub async fn finish(self) -> Result<(), InputClosed> {
-        self.fed.send(Fed::End).await.map_err(|_| InputClosed)
-    }
-
-    /// Likewise, from a thread outside of any runtime.
     pub fn blocking_finish(self) -> Result<(), InputClosed> {
         self.fed.blocking_send(Fed::End).map_err(|_| InputClosed)
     }
@@ -305,10 +295,10 @@ impl Mover {
     }
 
     fn put(&mut self, kind: u8, payload: &[u8]) {
-        let mut bytes = Vec::new();
         // Only OPEN could be too long, and that was looked at.
-        if encode(kind, payload, &mut bytes).is_ok() {
-            self.outgoing.extend_from_slice(&bytes);
+        if let Ok(header) = header(kind, payload.len()) {
+            self.outgoing.extend_from_slice(&header);
+            self.outgoing.extend_from_slice(payload);
         }
     }
 

@@ -25,8 +25,6 @@ use super::reference::Reference;
 use super::store::{ImageStore, PullPolicy, RegistrySettings};
 use crate::home::Home;
 
-/// Events that may wait to be written; when full, progress is skipped.
-const EVENT_QUEUE: usize = 64;
 /// The longest order that is read, bytes.
 const MAX_ORDER_BYTES: u64 = 1024 * 1024;
 
@@ -145,19 +143,11 @@ fn work() -> Result<PulledImage, ErrorBody> {
         .build()
         .map_err(|error| internal("no runtime", &error))?;
     runtime.block_on(async {
-        let (events, mut seen) = mpsc::channel(EVENT_QUEUE);
-        let mut job = std::pin::pin!(store.ensure(&reference, policy, &settings, events));
-        let image = loop {
-            tokio::select! {
-                biased;
-                Some(event) = seen.recv() => {
-                    // Whoever does not read is gone, and the watch on standard input ends this process.
-                    let _gone = print(&event);
-                }
-                image = &mut job => break image,
-            }
-        };
-        image.map(|image| PulledImage::from(&image)).map_err(|error| ErrorBody::from(&error))
+        let image = store.ensure_telling(&reference, policy, &settings, |event| {
+            // Whoever does not read is gone, and the watch on standard input ends this process.
+            let _gone = print(&event);
+        });
+        image.await.map(|image| PulledImage::from(&image)).map_err(|error| ErrorBody::from(&error))
     })
 }
 

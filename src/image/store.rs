@@ -34,6 +34,9 @@ pub use super::registry::{
     CONNECT_TIMEOUT, FIRST_DELAY, MAX_DELAY, PARALLEL_LAYERS, RETRIES, STALL_TIMEOUT, TransferLimits,
 };
 
+/// Events that may wait for whoever is told of them; when full, progress is skipped.
+const EVENT_QUEUE: usize = 64;
+
 /// Whether an image that is known here is good enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullPolicy {
@@ -127,6 +130,29 @@ impl ImageStore {
         };
         self.records.remember(reference, &digest)?;
         Ok(image)
+    }
+
+    /// [`ImageStore::ensure`] for one who is told of each event in this very task.
+    pub async fn ensure_telling(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+        settings: &RegistrySettings,
+        mut tell: impl FnMut(PullEvent),
+    ) -> Result<Image, ImageError> {
+        let (sender, mut events) = mpsc::channel(EVENT_QUEUE);
+        let mut job = std::pin::pin!(self.ensure(reference, policy, settings, sender));
+        let image = loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => tell(event),
+                image = &mut job => break image,
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            tell(event);
+        }
+        image
     }
 
     /// Makes an image that is not here, unless another process makes it first.

@@ -141,14 +141,11 @@ fn parse_mark(limits: &str) -> Option<Mark> {
 
 /// Parent of every process, from `/proc/<pid>/stat` (proc_pid_stat(5)).
 fn parents() -> HashMap<u32, u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
-    entries
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-            Some((pid, parent(&stat)?))
-        })
-        .collect()
+    let known = |pid: i32| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Some((pid.cast_unsigned(), parent(&stat)?))
+    };
+    process_ids().into_iter().filter_map(known).collect()
 }
 
 /// The fourth field; the second is a name in parentheses that may itself hold blanks and parentheses.

@@ -73,15 +73,19 @@ impl Frame {
     }
 }
 
-/// Appends one frame to `out`.
-pub fn encode(kind: u8, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let length = payload.len() + 1;
+/// What goes in front of a payload of so many bytes.
+pub fn header(kind: u8, payload_bytes: usize) -> Result<[u8; HEADER_BYTES], FrameError> {
+    let length = payload_bytes.saturating_add(1);
     if length > MAX_FRAME_BYTES {
         return Err(FrameError::TooLarge { length });
     }
-    let announced = u32::try_from(length).expect("1 MiB fits in 32 bits");
-    out.extend_from_slice(&announced.to_be_bytes());
-    out.push(kind);
+    let [a, b, c, d] = u32::try_from(length).expect("1 MiB fits in 32 bits").to_be_bytes();
+    Ok([a, b, c, d, kind])
+}
+
+/// Appends one frame to `out`.
+pub fn encode(kind: u8, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+    out.extend_from_slice(&header(kind, payload.len())?);
     out.extend_from_slice(payload);
     Ok(())
 }

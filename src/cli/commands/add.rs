@@ -5,7 +5,6 @@ use std::io;
 use iii_protocol::api::{
     ErrorBody, ErrorCode, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
 };
-use tokio::sync::mpsc;
 
 use super::{Tally, wait_stopped, wait_until};
 use crate::cli::args::AddArgs;
@@ -26,8 +25,6 @@ use crate::image::store::{ImageStore, PullPolicy, RegistrySettings};
 
 /// Variables of an image that describe the image, not the worker: never written into config.yaml.
 const SYSTEM_VARIABLES: [&str; 5] = ["PATH", "HOME", "HOSTNAME", "LANG", "TERM"];
-/// How many events of a pull in this process may wait before progress is skipped.
-const PULL_QUEUE: usize = 64;
 
 /// `iii worker add`: one after the other; a failure does not undo or keep back the others.
 pub async fn add(ctx: &Context, args: &AddArgs, printer: &mut Printer) -> Result<(), Failure> {
@@ -168,22 +165,12 @@ async fn pull_here(
         None => load::parse(STARTER, &ctx.config, &|name| std::env::var(name).ok())
             .map_err(|e| Failure::from(ErrorBody::from(&e)))?,
     };
-    let (sender, mut events) = mpsc::channel(PULL_QUEUE);
     let reference = parse(&request.reference)?;
     let policy = if request.force { PullPolicy::Always } else { PullPolicy::IfMissing };
     let settings = RegistrySettings { insecure: config.insecure_registries };
     let store = ImageStore::new(&ctx.home);
-    let mut job = std::pin::pin!(store.ensure(&reference, policy, &settings, sender));
-    let pulled = loop {
-        tokio::select! {
-            biased;
-            Some(event) = events.recv() => progress.event(printer, &event),
-            pulled = &mut job => break pulled,
-        }
-    };
-    while let Ok(event) = events.try_recv() {
-        progress.event(printer, &event);
-    }
+    let tell = |event| progress.event(printer, &event);
+    let pulled = store.ensure_telling(&reference, policy, &settings, tell).await;
     let image = PulledImage::from(&pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?);
     progress.event(printer, &PullEvent::Done { image: image.clone() });
     Ok(image)

@@ -11,12 +11,13 @@ use iii_archive::unpack::{Fault, Problem};
 use iii_archive::{Destination, EntryPath, PackError, PackSource, Rules};
 use iii_protocol::session::{EndCause, Layout, MAX_DATA_BYTES, Task};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::SignalKind;
 use tokio::task::spawn_blocking;
 
 use crate::cli::args::CpArgs;
 use crate::cli::context::Context;
 use crate::cli::copy::{Passed, Side, Sink, Spring, local_source, side};
-use crate::cli::exit::Failure;
+use crate::cli::exit::{Failure, of_signal};
 use crate::cli::output::Printer;
 use crate::cli::session::{self, OpenError, Output, Session};
 
@@ -26,8 +27,6 @@ const SHOW_AFTER: Duration = Duration::from_secs(1);
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// How much of the guest's warnings is kept.
 const MAX_WARNING_BYTES: usize = 16 * 1024;
-/// 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// `iii worker cp`.
 pub async fn cp(ctx: &Context, args: &CpArgs, printer: &mut Printer) -> Result<(), Failure> {
@@ -118,7 +117,8 @@ async fn carry(
         drop(ending);
         // It sees the end of the session and takes away what is not whole.
         let _ = work.await;
-        return Err(Failure::Told { code: INTERRUPTED, message: "interrupted".into(), hint: None });
+        let code = of_signal(SignalKind::interrupt().as_raw_value());
+        return Err(Failure::failed("interrupted").with_code(code));
     };
     let (done, warnings) = done.map_err(|e| Failure::failed(format!("the copy failed: {e}")))?;
     for warning in warnings {
@@ -136,9 +136,11 @@ async fn carry(
     match (end.map(|end| end.cause), done) {
         (Ok(EndCause::Exit { code: 0 }), Done::Whole) => Ok(()),
         (Ok(EndCause::CopyFailed { message, hint } | EndCause::CouldNotStart { message, hint }), _) => {
-            let message = format!("in `{worker}`: {}", EntryPath(message.into_bytes()));
-            let hint = hint.map(|hint| EntryPath(hint.into_bytes()).to_string());
-            Err(Failure::Told { code: crate::cli::exit::FAILED, message, hint })
+            let failure = Failure::failed(format!("in `{worker}`: {}", EntryPath(message.into_bytes())));
+            Err(match hint {
+                Some(hint) => failure.hint(EntryPath(hint.into_bytes()).to_string()),
+                None => failure,
+            })
         }
         (_, Done::Cut(failure) | Done::Failed(failure)) => Err(failure),
         (Ok(cause), Done::Whole) => Err(Failure::failed(format!("the copy ended with {cause:?}"))),

@@ -111,7 +111,7 @@ fn without_daemon(ctx: &Context, name: &str) -> Failure {
     if matches!(is_machine_running(ctx, name), Ok(true)) {
         let config = ctx.config.display();
         return Failure::failed(format!("no daemon is running for {config}, though `{name}` runs on"))
-            .hint("start it with `iii`; it takes `{name}` over".replace("{name}", name));
+            .hint(format!("start it with `iii`; it takes `{name}` over"));
     }
     ctx.explain(ClientError::NoDaemon)
 }

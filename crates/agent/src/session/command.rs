@@ -87,9 +87,9 @@ fn start(
 ) -> Result<Option<Running>, StartError> {
     let shared = &admitted.shared;
     let confinement = shared.host.confine(admitted.number)?;
-    let launch_plan = plan(shared, exec, confinement.as_ref())?;
-    let failed = |error: io::Error| StartError::new("session", error);
     let wanted = exec.terminal.as_ref().filter(|_| !exec.detach);
+    let launch_plan = plan(shared, exec, wanted, confinement.as_ref())?;
+    let failed = |error: io::Error| StartError::new("session", error);
     let owner = launch_plan.identity.as_ref().map(|identity| identity.uid);
     let terminal = wanted.map(|wanted| Terminal::open(wanted.size, owner, &shared.reaper)).transpose()?;
     let streams = match &terminal {
@@ -142,14 +142,18 @@ fn take_pipes(child: &mut Child) -> io::Result<(Output, Option<Input>)> {
     Ok((Output { stdout, stderr }, input))
 }
 
-fn plan(shared: &Shared, exec: &Exec, confinement: &dyn Confinement) -> Result<Launch, StartError> {
+fn plan(
+    shared: &Shared,
+    exec: &Exec,
+    terminal: Option<&contract::Terminal>,
+    confinement: &dyn Confinement,
+) -> Result<Launch, StartError> {
     let user = exec.user.as_ref().unwrap_or(&shared.workload.user);
     let identity = shared.host.identity(user).map_err(|error| error.hint(HINT_USER))?;
     if let Some((name, _)) = exec.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
         return Err(StartError::new("environment", format!("`{name}` is no name of a variable")));
     }
-    let wanted = exec.terminal.as_ref().filter(|_| !exec.detach);
-    let env = environment(variables(&shared.workload.env, exec, wanted), identity.as_ref());
+    let env = environment(variables(&shared.workload.env, exec, terminal), identity.as_ref());
     let cwd = match exec.cwd.as_deref() {
         None => shared.host.default_cwd(),
         Some(cwd) if cwd.starts_with('/') => cwd,
@@ -161,7 +165,7 @@ fn plan(shared: &Shared, exec: &Exec, confinement: &dyn Confinement) -> Result<L
         return Err(StartError::new("session", "no command was given"));
     }
     let (argv, cwd, settings) = (exec.argv.clone(), cwd.to_owned(), confinement.launch_settings());
-    Ok(Launch { argv, env, cwd, identity, settings, terminal: wanted.is_some() })
+    Ok(Launch { argv, env, cwd, identity, settings, terminal: terminal.is_some() })
 }
 
 /// The workload's own, then the terminal's, then the client's.

@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
-use iii_protocol::frame::HEADER_BYTES;
+use iii_protocol::frame::{HEADER_BYTES, header};
 use iii_protocol::session::{KIND_STDERR, KIND_STDIN_CLOSED, KIND_STDOUT, MAX_DATA_BYTES};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -84,9 +84,7 @@ fn carry(
         return true;
     }
     outbound.sent(read);
-    let length = u32::try_from(read + 1).expect("a frame of data is small");
-    frame[..4].copy_from_slice(&length.to_be_bytes());
-    frame[4] = kind;
+    frame[..HEADER_BYTES].copy_from_slice(&header(kind, read).expect("a frame of data is small"));
     if connection.send_encoded(&frame[..HEADER_BYTES + read]).is_err() {
         // The reader of the connection sees that too; until then there is nobody to send to.
         outbound.lose();

@@ -175,15 +175,8 @@ impl Below {
         let rules = self.rules;
         self.replace(name, |at, unfinished| {
             symlinkat(target, at, unfinished)?;
-            let finished = (|| {
-                if rules.owners {
-                    let (uid, gid) = meta.owner();
-                    fchownat(at, unfinished, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-                }
-                let (atime, mtime) = meta.times();
-                utimensat(at, unfinished, &atime, &mtime, UtimensatFlags::NoFollowSymlink)
-            })();
-            Ok(finished.inspect_err(|_| discard(at, unfinished))?)
+            // A link has no permissions.
+            finish_inode(at, unfinished, &meta, None, rules).inspect_err(|_| discard(at, unfinished))
         })
     }
 
@@ -191,28 +184,16 @@ impl Below {
     pub(super) fn node(&mut self, name: &[u8], meta: Meta, kind: EntryKind) -> Result<(), Problem> {
         let rules = self.rules;
         self.replace(name, |at, unfinished| {
+            let device = |kind, major: u32, minor: u32| {
+                mknodat(at, unfinished, kind, Mode::empty(), makedev(major.into(), minor.into()))
+            };
             match kind {
-                EntryKind::CharDevice { major, minor } => {
-                    let device = makedev(u64::from(major), u64::from(minor));
-                    mknodat(at, unfinished, SFlag::S_IFCHR, Mode::empty(), device)?;
-                }
-                EntryKind::BlockDevice { major, minor } => {
-                    let device = makedev(u64::from(major), u64::from(minor));
-                    mknodat(at, unfinished, SFlag::S_IFBLK, Mode::empty(), device)?;
-                }
+                EntryKind::CharDevice { major, minor } => device(SFlag::S_IFCHR, major, minor)?,
+                EntryKind::BlockDevice { major, minor } => device(SFlag::S_IFBLK, major, minor)?,
                 _ => mkfifoat(at, unfinished, Mode::empty())?,
             }
-            let finished = (|| {
-                if rules.owners {
-                    let (uid, gid) = meta.owner();
-                    fchownat(at, unfinished, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-                }
-                // It was made just now and is no link.
-                fchmodat(at, unfinished, Mode::from_bits_truncate(meta.mode), FchmodatFlags::FollowSymlink)?;
-                let (atime, mtime) = meta.times();
-                utimensat(at, unfinished, &atime, &mtime, UtimensatFlags::NoFollowSymlink)
-            })();
-            Ok(finished.inspect_err(|_| discard(at, unfinished))?)
+            let mode = Mode::from_bits_truncate(meta.mode);
+            finish_inode(at, unfinished, &meta, Some(mode), rules).inspect_err(|_| discard(at, unfinished))
         })
     }
 
@@ -280,29 +261,32 @@ impl Below {
         }
     }
 
+    /// The path of the current folder from the destination.
+    fn way(&self) -> Vec<u8> {
+        let names: Vec<&[u8]> = self.steps.iter().map(|step| &step.name[..]).collect();
+        names.join(&b'/')
+    }
+
     /// Goes back up until `keep` steps are left.
     fn leave(&mut self, keep: usize) -> Result<(), Closing> {
         let mut result = Ok(());
         while self.steps.len() > keep {
-            let path: Vec<&[u8]> = self.steps.iter().map(|step| &step.name[..]).collect();
-            let path = path.join(&b'/');
             if let Some(meta) = self.steps.last().and_then(|step| step.meta)
                 && let Err(problem) = finish_folder(&self.at, &meta, self.rules)
             {
-                result = result.and(Err((EntryPath(path), problem)));
+                result = result.and(Err((EntryPath(self.way()), problem)));
             }
             self.steps.pop();
-            let path: Vec<&[u8]> = self.steps.iter().map(|step| &step.name[..]).collect();
-            let up = match &path.join(&b'/')[..] {
+            let path = self.way();
+            let up = match &path[..] {
                 b"" => self.root.try_clone().map_err(Problem::from),
                 path => self.open_folder(&self.root, path),
             };
             match up {
                 Ok(up) => self.at = up,
                 Err(problem) => {
-                    let path = EntryPath(path.join(&b'/'));
                     self.steps.clear();
-                    return result.and(Err((path, problem)));
+                    return result.and(Err((EntryPath(path), problem)));
                 }
             }
         }
@@ -356,6 +340,26 @@ fn fill<S: Source<Error = ReadError>>(
         file.set_len(entry.size)?;
     }
     Ok(())
+}
+
+/// What was made just now under this name, and is no file and no folder.
+fn finish_inode(
+    at: &OwnedFd,
+    name: &[u8],
+    meta: &Meta,
+    mode: Option<Mode>,
+    rules: Rules,
+) -> Result<(), Problem> {
+    if rules.owners {
+        let (uid, gid) = meta.owner();
+        fchownat(at, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    }
+    if let Some(mode) = mode {
+        // Whoever has a mode is no link.
+        fchmodat(at, name, mode, FchmodatFlags::FollowSymlink)?;
+    }
+    let (atime, mtime) = meta.times();
+    Ok(utimensat(at, name, &atime, &mtime, UtimensatFlags::NoFollowSymlink)?)
 }
 
 fn finish_file(file: &File, meta: &Meta, rules: Rules) -> Result<(), Problem> {
