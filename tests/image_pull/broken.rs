@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use iii::fsutil::LockFile;
 use iii::image::error::ImageError;
 use iii::image::store::{PullPolicy, TransferLimits};
 use iii_protocol::api::PullEvent;
@@ -208,24 +209,30 @@ async fn an_image_that_is_wrong_in_itself_is_refused_without_downloading_it_twic
 }
 
 #[tokio::test]
-async fn half_disks_of_dead_processes_are_cleared_away() {
+async fn what_dead_processes_left_half_written_is_cleared_away() {
     let world = World::new();
     let digest = world.registry.push("x", "1", &image(&[layer_of(&[("f", b"whole")])], json!({})));
     let images = world.home.images();
     std::fs::create_dir_all(images.join("refs")).unwrap();
-    let own = images.join(format!("{}.erofs.tmp", &digest["sha256:".len()..]));
-    let other = images.join(format!("{}.erofs.tmp", "0".repeat(64)));
-    let record = images.join("refs").join(".tmp-Ab12");
-    for path in [&own, &other, &record] {
-        std::fs::write(path, b"half").unwrap();
-    }
-    let long_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 3600);
-    std::fs::File::options().write(true).open(&record).unwrap().set_modified(long_ago).unwrap();
+    let own = &digest["sha256:".len()..];
+    let (other, busy) = ("0".repeat(64), "1".repeat(64));
+    let _held = LockFile::try_acquire(&images.join(format!("{busy}.lock"))).unwrap();
+    let half = |hex: &str| {
+        [images.join(format!("{hex}.erofs.tmp")), images.join(format!(".tmp-{hex}-Ab12cd"))]
+            .map(|path| std::fs::write(&path, b"half").map(|()| path).unwrap())
+    };
+    let reference = images.join("refs").join(".tmp-Ab12cd");
+    std::fs::write(&reference, b"half").unwrap();
+    let left = [half(own), half(&other)].concat();
+    let being_written = half(&busy);
 
     let pulled = world.pull("x:1").await.unwrap();
     assert!(disk_has(&pulled, b"whole"));
-    for path in [&own, &other, &record] {
+    for path in left.iter().chain([&reference]) {
         assert!(!path.exists(), "{}", path.display());
+    }
+    for path in &being_written {
+        assert!(path.exists(), "{}", path.display());
     }
 }
 

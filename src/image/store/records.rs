@@ -5,8 +5,9 @@
 //! | `<hex>.erofs` | root disk of the manifest `sha256:<hex>` | temp, fsync, rename |
 //! | `<hex>.json` | [`ImageRecord`]; the image counts as there only with it | after the disk |
 //! | `<hex>.lock` | held by who makes the two above | never removed |
-//! | `<hex>.erofs.tmp` | a disk that is being built; garbage when the lock is free | under the lock |
-//! | `refs/<sha256 of the reference>.json` | [`RefRecord`]: what a reference meant when last asked | last |
+//! | `<hex>.erofs.tmp`, `.tmp-<hex>-*` | one of the two, unfinished; garbage when the lock is free | under the lock |
+//! | `refs/<sha256 of the reference>.json` | [`RefRecord`]: what a reference meant when last asked | last, temp, fsync, rename |
+//! | `refs/lock` | held by who writes there; an unfinished file is garbage when it is free | never removed |
 //!
 //! A record of another version, or one that does not parse, is as good as none: it is written anew.
 
@@ -14,12 +15,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::fsutil::{LockError, LockFile, PathError, TEMPORARY_PREFIX, create_private_dir, write_atomic};
+use crate::fsutil::{
+    LockError, LockFile, PathError, TEMPORARY_PREFIX, create_private_dir, sweep_prefixed, sweep_temporary,
+    write_atomic_by,
+};
 use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::types::{Image, ImageConfig};
@@ -32,8 +35,6 @@ const IMAGE_RECORD_VERSION: u32 = 2;
 const REF_RECORD_VERSION: u32 = 1;
 /// Grows whenever the builder writes other bytes for the same layers: older disks are then built anew.
 const BUILDER_FORMAT: u32 = 1;
-/// Temporary files of records live for milliseconds; older ones belong to nobody.
-const STALE_TEMP_AGE: Duration = Duration::from_secs(3600);
 
 const DISK_SUFFIX: &str = ".erofs";
 const TEMP_SUFFIX: &str = ".erofs.tmp";
@@ -106,21 +107,24 @@ impl Records {
         Ok(known.or_else(|| reference.digest().cloned()))
     }
 
-    /// Remembers what a reference means.
-    pub(super) fn remember(&self, reference: &Reference, digest: &Digest) -> Result<(), PathError> {
+    /// Remembers what a reference means. Blocks for as long as another process does the same.
+    pub(super) fn remember(&self, reference: &Reference, digest: &Digest) -> Result<(), LockError> {
         let reference = reference.to_string();
         let path = self.ref_file(&reference);
         let record = RefRecord { version: REF_RECORD_VERSION, reference, digest: digest.to_string() };
         if read::<RefRecord>(&path, REF_RECORD_VERSION)?.as_ref() == Some(&record) {
             return Ok(());
         }
-        write(&path, &record)
+        let _lock = LockFile::acquire(&self.refs().join("lock"))?;
+        sweep_temporary(&self.refs());
+        Ok(write(&path, &record, TEMPORARY_PREFIX)?)
     }
 
     /// Waits until nobody else makes this image, then clears what dead processes left behind. Blocks.
     pub(super) fn lock(&self, digest: &Digest) -> Result<LockFile, LockError> {
         let lock = LockFile::acquire(&self.file(digest, ".lock"))?;
         remove_if_there(&self.file(digest, TEMP_SUFFIX))?;
+        sweep_prefixed(&self.folder, &record_prefix(digest.hex()));
         self.sweep();
         Ok(lock)
     }
@@ -170,27 +174,17 @@ impl Records {
             blobs,
         };
         // This also makes the rename above durable: it syncs the folder.
-        write(&self.file(digest, ".json"), &record)?;
+        write(&self.file(digest, ".json"), &record, &record_prefix(digest.hex()))?;
         Ok(Image { digest: record.digest, config, root_disk, root_disk_bytes, worker_manifest })
     }
 
-    /// Removes what processes that died left: disks nobody is building, temporary files of old records.
-    /// Best effort: what cannot be removed harms nobody.
+    /// Removes what processes that died left of other images. Best effort: what cannot be removed harms nobody.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(hex) = name.to_str().and_then(|name| name.strip_suffix(TEMP_SUFFIX)) else { continue };
+            let Some(hex) = name.to_str().and_then(unfinished) else { continue };
             if let Ok(_free) = LockFile::try_acquire(&self.folder.join(format!("{hex}.lock"))) {
                 let _ = fs::remove_file(entry.path());
-            }
-        }
-        for folder in [&self.folder, &self.refs()] {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let is_temp =
-                    entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY_PREFIX));
-                if is_temp && age(&entry).is_some_and(|age| age > STALE_TEMP_AGE) {
-                    let _ = fs::remove_file(entry.path());
-                }
             }
         }
     }
@@ -208,8 +202,15 @@ impl Records {
     }
 }
 
-fn age(entry: &fs::DirEntry) -> Option<Duration> {
-    SystemTime::now().duration_since(entry.metadata().ok()?.modified().ok()?).ok()
+/// How the temporary file of an image's record begins.
+fn record_prefix(hex: &str) -> String {
+    format!("{TEMPORARY_PREFIX}{hex}-")
+}
+
+/// Which image's disk or record a file of this name is an unfinished one of, if it is.
+fn unfinished(name: &str) -> Option<&str> {
+    let record = || name.strip_prefix(TEMPORARY_PREFIX)?.split_once('-').map(|(hex, _)| hex);
+    name.strip_suffix(TEMP_SUFFIX).or_else(record)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), PathError> {
@@ -231,7 +232,7 @@ fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Option<T>, Pat
     }
 }
 
-fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), PathError> {
+fn write<T: Serialize>(path: &Path, record: &T, prefix: &str) -> Result<(), PathError> {
     let bytes = serde_json::to_vec_pretty(record).map_err(io::Error::other);
-    write_atomic(path, &bytes.map_err(PathError::new("write", path))?)
+    write_atomic_by(path, &bytes.map_err(PathError::new("write", path))?, prefix)
 }
