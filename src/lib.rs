@@ -11,5 +11,6 @@ pub mod home;
 pub mod host;
 pub mod image;
 pub mod logs;
+pub mod project;
 pub mod units;
 pub mod vm;

@@ -12,11 +12,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("host", &["home"]),
     ("logs", &["fsutil"]),
     ("config", &["fsutil", "units"]),
+    ("project", &["config", "fsutil", "units"]),
     ("image", &["fsutil", "home", "units"]),
     ("vm", &["fsutil", "home", "host", "logs"]),
-    ("actors", &["config", "fsutil", "home", "image", "logs", "units", "vm"]),
-    ("daemon", &["actors", "config", "fsutil", "home", "host", "image", "logs", "units", "vm"]),
-    ("cli", &["config", "fsutil", "home", "host", "image", "logs", "units"]),
+    ("actors", &["config", "fsutil", "home", "image", "logs", "project", "units", "vm"]),
+    ("daemon", &["actors", "config", "fsutil", "home", "host", "image", "logs", "project", "units", "vm"]),
+    ("cli", &["config", "fsutil", "home", "host", "image", "logs", "project", "units"]),
 ];
 
 /// Files that may hold `unsafe`, each for a reason its own head gives.

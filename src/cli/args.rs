@@ -48,7 +48,7 @@ pub enum Command {
 pub enum WorkerCommand {
     /// Pull images and add them to config.yaml; a running daemon starts them at once.
     #[command(after_help = "Examples:\n  iii worker add ghcr.io/my-org/my-worker:1.0.0\n  \
-                            iii worker add redis:7 --name cache")]
+                            iii worker add redis:7 --name cache\n  iii worker add ./my-project --dry-run")]
     Add(AddArgs),
     /// Stop workers, take them out of config.yaml and delete what they left. Images stay.
     #[command(visible_alias = "rm", after_help = "Example:\n  iii worker remove cache")]
@@ -100,8 +100,9 @@ pub enum WorkerCommand {
 /// `iii worker add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// Images, as Docker names them: `redis:7`, `ghcr.io/org/name@sha256:...`.
-    #[arg(required = true, value_name = "REF")]
+    /// Images, as Docker names them: `redis:7`, `ghcr.io/org/name@sha256:...`; or folders of local projects, which
+    /// start with `.`, `/` or `~`.
+    #[arg(required = true, value_name = "REF|PATH")]
     pub references: Vec<String>,
     /// The worker's name; otherwise the last part of the image's name.
     #[arg(long)]
@@ -115,6 +116,15 @@ pub struct AddArgs {
     /// Do not wait until the worker runs.
     #[arg(long)]
     pub no_wait: bool,
+    /// Of a project: leave out what matches, by git's patterns, besides what its .iiiignore says. Repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Of a project: only show what would be run and copied, and where each value comes from.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: for programs.
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
 }
 
 /// `iii worker remove`.

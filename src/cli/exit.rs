@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 | done, and the answer is good |
 //! | 1 | failed: the world, the worker or the daemon is not as asked for |
-//! | 2 | usage: an argument, a flag or config.yaml is wrong; nothing was done |
+//! | 2 | usage: an argument, a flag, config.yaml or iii.worker.yaml is wrong; nothing was done |
 //! | 130 | ended by Ctrl-C (128 + SIGINT, the shells' convention) |
 //!
 //! `iii worker exec` ends with the code of its command, 128 + N if signal N ended that, and else with:

@@ -170,6 +170,15 @@ fn render(mut table: Table) -> String {
     lines.join("\n")
 }
 
+/// Facts and where each comes from, one line or more each.
+pub fn sourced_table(facts: &[[String; 3]]) -> String {
+    let mut table = table(&["WHAT", "IS", "FROM"]);
+    for fact in facts {
+        table.add_row(fact);
+    }
+    render(table)
+}
+
 /// One row of `list`, from the daemon or, without one, from what is on disk.
 #[derive(Debug, Clone)]
 pub struct Row<'a> {

@@ -175,7 +175,7 @@ pub fn edit_file(
     if locked {
         sweep_prefixed(folder, &temporary);
     }
-    let text = match load::read(&target) {
+    let text = match tree::read(&target, load::MAX_FILE_BYTES) {
         Ok(text) => Some(text),
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
@@ -236,7 +236,7 @@ struct Workers<'t> {
 impl<'t> Workers<'t> {
     fn read(text: &'t str) -> Result<Workers<'t>, EditError> {
         let fault = |problem: Problem| EditError::Config(problem.in_file(text, Path::new(CONFIG_FILE)));
-        let root = tree::parse(text).map_err(fault)?.filter(|root| !root.is_null());
+        let root = tree::parse(text, load::MAX_FILE_BYTES).map_err(fault)?.filter(|root| !root.is_null());
         let mut file = Workers {
             text,
             root,

@@ -14,7 +14,7 @@ const MAX_SHOWN_CHARS: usize = 100;
 /// Something wrong with the text, before the text and its path are known to the message.
 /// Displays without its place.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     message: String,
     hint: Option<String>,
     span: Option<Span>,
@@ -28,27 +28,27 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    pub(super) fn at(span: Span, message: impl Into<String>) -> Problem {
+    pub(crate) fn at(span: Span, message: impl Into<String>) -> Problem {
         Problem { message: message.into(), hint: None, span: Some(span), also: None }
     }
 
     /// Not tied to a place in the text.
-    pub(super) fn unplaced(message: impl Into<String>) -> Problem {
+    pub(crate) fn unplaced(message: impl Into<String>) -> Problem {
         Problem { message: message.into(), hint: None, span: None, also: None }
     }
 
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Problem {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Problem {
         self.hint = Some(hint.into());
         self
     }
 
     /// A second place that is shown below the first.
-    pub(super) fn also(mut self, span: Span, label: &'static str) -> Problem {
+    pub(crate) fn also(mut self, span: Span, label: &'static str) -> Problem {
         self.also = Some((span, label));
         self
     }
 
-    pub(super) fn in_file(self, text: &str, path: &Path) -> ConfigError {
+    pub(crate) fn in_file(self, text: &str, path: &Path) -> ConfigError {
         let mut marks = Vec::new();
         marks.extend(self.span.map(|span| Mark::new(text, span, "")));
         marks.extend(self.also.map(|(span, label)| Mark::new(text, span, label)));
@@ -92,7 +92,7 @@ impl ConfigError {
     }
 
     /// The same error about a text that turned out to be the content of `path`.
-    pub(super) fn renamed(mut self, to: &Path) -> ConfigError {
+    pub(crate) fn renamed(mut self, to: &Path) -> ConfigError {
         if let Kind::Text { path, .. } = &mut *self.0 {
             *path = to.to_owned();
         }
@@ -205,6 +205,6 @@ fn floor_boundary(text: &str, at: usize) -> usize {
 }
 
 /// The line of a byte offset, from 1.
-pub(super) fn line_of(text: &str, at: usize) -> usize {
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
     text[..floor_boundary(text, at)].matches('\n').count() + 1
 }

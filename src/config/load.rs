@@ -4,42 +4,36 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints, Resources};
+use iii_protocol::api::{ErrorBody, ErrorCode};
 
 use super::env;
 pub use super::error::ConfigError;
 use super::error::{Problem, line_of};
-use super::fields::{Fields, Missing, Values, Vars};
+use super::fields::{self, Fields, Missing, Values, Vars};
+use super::resources::resources;
 use super::schema::{
     Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, RestartConfig, RestartPolicy, Source, WorkerConfig,
     default_resources,
 };
 use super::suggest::suggest;
 use super::tree::{self, Entry, Node, Value};
-use super::units::{SizeText, duration, size};
-use crate::fsutil::PathError;
+use super::units::duration;
 
 /// Comma list of registries spoken to over plain http, besides those in the file.
 pub const INSECURE_REGISTRIES_ENV: &str = "III_INSECURE_REGISTRIES";
+/// Longest config.yaml that is read, bytes.
+pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Longest worker name.
 pub const MAX_NAME_CHARS: usize = 63;
 /// Worker names that begin like this would collide with files of the daemon's own.
 const RESERVED_PREFIX: &str = "iii.";
 /// Longest image reference.
 const MAX_IMAGE_CHARS: usize = 512;
-/// Least and most memory of a machine, MiB.
-const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1024 * 1024;
-/// Least and most virtual CPUs that can be asked for; the host's number limits it further.
-const CPUS: std::ops::RangeInclusive<u8> = 1..=64;
-/// Least and most scratch disk, MiB.
-const DISK_MIB: std::ops::RangeInclusive<u64> = 64..=64 * 1024 * 1024;
-const MIB: u64 = 1024 * 1024;
 
 // `rootfs` is found in existing files; it chose between layouts that are one now.
 const TOP_KEYS: &[&str] = &["workers", "modules", "insecure_registries", "orphan_grace", "rootfs"];
 const WORKER_KEYS: &[&str] =
     &["name", "image", "worker_path", "config", "resources", "restart", "stop_timeout", "boot_timeout"];
-const RESOURCE_KEYS: &[&str] = &["memory", "cpus", "disk"];
 const RESTART_KEYS: &[&str] = &["policy", "max_restarts", "delay", "max_delay", "reset_after"];
 const POLICIES: &[(&str, RestartPolicy)] = &[
     ("always", RestartPolicy::Always),
@@ -50,20 +44,8 @@ const POLICIES: &[(&str, RestartPolicy)] = &[
 
 /// Reads and validates a file, with the variables of this process.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text = read(path)?;
+    let text = tree::read(path, MAX_FILE_BYTES)?;
     parse(&text, path, &|name| std::env::var(name).ok())
-}
-
-/// The text of a config file, not longer than is ever accepted.
-pub(super) fn read(path: &Path) -> Result<String, PathError> {
-    use std::io::Read as _;
-    let read = || {
-        let mut text = String::new();
-        // One byte more, so that a file that is too long is seen as such.
-        std::fs::File::open(path)?.take(tree::MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().map_err(PathError::new("read", path))
 }
 
 /// Validates `text`. `path` is for messages, and relative `worker_path:` values start from its folder.
@@ -92,6 +74,16 @@ pub fn check_name(name: &str) -> Result<(), String> {
     if valid { Ok(()) } else { Err(format!("`{}` cannot be a name: {rule}", name.escape_debug())) }
 }
 
+/// `~` and `~/...` start from the home folder; everything else stays as it is.
+pub fn expand_home(text: &str, home: Option<String>) -> PathBuf {
+    match (text.strip_prefix('~'), home.filter(|home| !home.is_empty())) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+            Path::new(&home).join(rest.trim_start_matches('/'))
+        }
+        _ => PathBuf::from(text),
+    }
+}
+
 struct Reader<'a> {
     text: &'a str,
     path: &'a Path,
@@ -101,7 +93,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn config(&self) -> Result<Config, Problem> {
-        match tree::parse(self.text)?.filter(|root| !root.is_null()) {
+        match tree::parse(self.text, MAX_FILE_BYTES)?.filter(|root| !root.is_null()) {
             Some(root) => self.top(&root),
             None => self.top(&Node::empty_map()),
         }
@@ -177,7 +169,7 @@ impl Reader<'_> {
         let fields = Fields::of(item, &place, WORKER_KEYS)?;
         let name = match fields.get("name") {
             // Not expanded: edits and commands find a worker by what is written.
-            Some(node) => Values::new(&|_| None).text(&escaped(node), "name")?.unwrap_or_default(),
+            Some(node) => fields::text(node, "name")?.text.clone(),
             None => return Err(Problem::at(head(item), "this worker has no `name`")),
         };
         check_name(&name)
@@ -244,13 +236,7 @@ impl Reader<'_> {
     }
 
     fn folder(&self, text: &str) -> PathBuf {
-        let home = (self.vars)("HOME").filter(|home| !home.is_empty());
-        let path = match (text.strip_prefix('~'), home) {
-            (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
-                Path::new(&home).join(rest.trim_start_matches('/'))
-            }
-            _ => PathBuf::from(text),
-        };
+        let path = expand_home(text, (self.vars)("HOME"));
         // Takes out `.` and doubled slashes; `..` stays, since it means something else behind a link.
         self.base.join(path).components().collect()
     }
@@ -273,96 +259,12 @@ fn how_to_set(variable: &str) -> String {
     format!("`export {variable}=...` before `iii` is started, or give it a default: `${{{variable}:-...}}`")
 }
 
-/// The same scalar with its `$` doubled, for text that is not expanded.
-fn escaped(node: &Node) -> Node {
-    let mut node = node.clone();
-    if let Value::Scalar(scalar) = &mut node.value {
-        scalar.text = scalar.text.replace('$', "$$");
-    }
-    node
-}
-
-/// The first key of an item, as the place to show for what it lacks.
-fn head(item: &Node) -> tree::Span {
+/// The first key of a mapping, as the place to show for what it lacks.
+pub(crate) fn head(item: &Node) -> tree::Span {
     match &item.value {
         Value::Map { entries, .. } => entries.first().map_or(item.span, |e: &Entry| e.key_span),
         _ => item.span,
     }
-}
-
-/// Leaves what `resources:` would accept of an image's hints, and says what it would not.
-pub fn usable_hints(hints: ResourceHints) -> (ResourceHints, Vec<String>) {
-    let mut problems = Vec::new();
-    let mut refuse = |what: String, least: u64, most: u64| {
-        problems.push(format!("the image asks for {what}, which is not from {least} to {most}: left out"));
-    };
-    let memory_mib = hints.memory_mib.filter(|mib| {
-        let fits = MEMORY_MIB.contains(&u64::from(*mib));
-        if !fits {
-            refuse(format!("{mib} MiB of memory"), *MEMORY_MIB.start(), *MEMORY_MIB.end());
-        }
-        fits
-    });
-    let cpus = hints.cpus.filter(|cpus| {
-        let fits = CPUS.contains(cpus);
-        if !fits {
-            refuse(format!("{cpus} CPUs"), (*CPUS.start()).into(), (*CPUS.end()).into());
-        }
-        fits
-    });
-    (ResourceHints { memory_mib, cpus }, problems)
-}
-
-fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resources, Problem> {
-    let fields = Fields::of(node, &format!("under `resources` {place}"), RESOURCE_KEYS)?;
-    let mut resources = default_resources();
-    if let Some(node) = fields.get("memory") {
-        let expected = "a number of MiB or a size such as `2GiB`";
-        if let Some(mib) = values.parsed(node, "memory", expected, |text| mib(text, true))? {
-            resources.memory_mib = in_range(mib, &MEMORY_MIB)
-                .and_then(|mib| u32::try_from(mib).map_err(|e| e.to_string()))
-                .map_err(|e| Problem::at(node.span, format!("`memory`: {e}")))?;
-        }
-    }
-    if let Some(node) = fields.get("cpus") {
-        let read = |text: &str| match text.trim().parse::<u8>() {
-            Ok(cpus) if CPUS.contains(&cpus) => Ok(cpus),
-            _ => Err(format!(
-                "expected a whole number from {} to {}, found `{text}`",
-                CPUS.start(),
-                CPUS.end()
-            )),
-        };
-        if let Some(cpus) = values.parsed(node, "cpus", "a whole number", read)? {
-            resources.cpus = cpus;
-        }
-    }
-    if let Some(node) = fields.get("disk")
-        && let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", |text| mib(text, false))?
-    {
-        let mib = in_range(mib, &DISK_MIB).map_err(|e| Problem::at(node.span, format!("`disk`: {e}")))?;
-        resources.disk_bytes = mib * MIB;
-    }
-    Ok(resources)
-}
-
-/// Whole MiB; a number alone is one only where `bare` says so.
-fn mib(text: &str, bare: bool) -> Result<u64, String> {
-    match size(text)? {
-        SizeText::Bare(mib) if bare => Ok(mib),
-        SizeText::Bare(n) => {
-            Err(format!("expected a size with its unit, found `{n}`; did you mean `{n}GiB`?"))
-        }
-        SizeText::Bytes(bytes) if bytes % MIB == 0 => Ok(bytes / MIB),
-        SizeText::Bytes(_) => Err(format!("`{text}` is not a whole number of MiB")),
-    }
-}
-
-fn in_range(mib: u64, range: &std::ops::RangeInclusive<u64>) -> Result<u64, String> {
-    if range.contains(&mib) {
-        return Ok(mib);
-    }
-    Err(format!("{mib} MiB is outside of what is possible, {} MiB to {} MiB", range.start(), range.end()))
 }
 
 fn restart(node: &Node, place: &str, values: &mut Values<'_>) -> Result<RestartConfig, Problem> {
@@ -448,8 +350,8 @@ fn push_new(list: &mut Vec<String>, name: String) {
     }
 }
 
-/// Only what no reference may have; the rest is the image store's to judge.
-fn check_image(image: &str) -> Result<(), String> {
+/// Refuses only what no reference may have; the rest is the image store's to judge.
+pub(crate) fn check_image(image: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@+[]".contains(c);
     if let Some(wrong) = image.chars().find(|c| !allowed(*c)) {
         return Err(format!(

@@ -5,16 +5,19 @@
 //!   ^                                 |
 //!   +---- edit (text in, text out) ---+--> ConfigError with line and caret
 //! ```
+//!
+//! `tree`, `fields`, `error` and `suggest` read any YAML file this way; `iii.worker.yaml` is the other one.
 
 pub mod diff;
 pub mod edit;
 mod env;
 pub mod error;
 pub mod expand;
-mod fields;
+pub(crate) mod fields;
 pub mod load;
 pub mod locate;
+pub mod resources;
 pub mod schema;
 pub mod suggest;
-mod tree;
+pub(crate) mod tree;
 mod units;

@@ -1,17 +1,18 @@
-//! config.yaml as nodes that know their place: what validation and edits both work on.
+//! A YAML file as nodes that know their place: what validation and edits both work on.
 //!
 //! serde's data model forgets where a value stood and how it was written (`1.50` becomes 1.5), and both matter
 //! here, so the tree is built from the events of the YAML parser under serde-saphyr.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Read as _;
+use std::path::Path;
 
 use serde_json::Value as Json;
 use serde_saphyr::granit_parser::{self as yaml, Event, Parser, ScalarStyle, StrInput, StructureStyle, Tag};
 
 use super::error::Problem;
+use crate::fsutil::PathError;
 
-/// Longest config.yaml that is read, bytes.
-pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Most bytes the nodes may take with every alias written out: what stops "billion laughs" files.
 const MAX_EXPANDED_BYTES: usize = 16 * 1024 * 1024;
 /// What a node counts for besides its text, bytes.
@@ -21,20 +22,20 @@ const MAX_DEPTH: usize = 64;
 
 /// A byte range of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
+pub(crate) struct Span {
     pub start: usize,
     pub end: usize,
 }
 
 impl Span {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.start >= self.end
     }
 }
 
 /// A value and its place.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub value: Value,
     /// From its first to after its last character; of an alias, the alias itself.
     pub span: Span,
@@ -43,7 +44,7 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Scalar(Scalar),
     List { items: Vec<Node>, flow: bool },
     Map { entries: Vec<Entry>, flow: bool },
@@ -51,14 +52,14 @@ pub(super) enum Value {
 
 /// One `key: value`.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub key: String,
     pub key_span: Span,
     pub value: Node,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Scalar {
+pub(crate) struct Scalar {
     /// After quotes, escapes and folding; the text of a plain number is kept as written.
     pub text: String,
     /// Written plainly, so it may mean a number, a boolean or nothing; otherwise it is text.
@@ -67,7 +68,7 @@ pub(super) struct Scalar {
 
 impl Scalar {
     /// What it means by YAML 1.2's rules: `yes` and `1_000` are text.
-    pub(super) fn resolve(&self) -> Json {
+    pub(crate) fn resolve(&self) -> Json {
         if !self.plain {
             return Json::String(self.text.clone());
         }
@@ -87,17 +88,17 @@ impl Scalar {
 
 impl Node {
     /// What an empty file says.
-    pub(super) fn empty_map() -> Node {
+    pub(crate) fn empty_map() -> Node {
         let value = Value::Map { entries: Vec::new(), flow: false };
         Node { value, span: Span { start: 0, end: 0 }, bytes: 0 }
     }
 
-    pub(super) fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar.resolve() == Json::Null)
     }
 
     /// The kind of value, for "expected ..., found ...".
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match &self.value {
             Value::Scalar(scalar) => match scalar.resolve() {
                 Json::Null => "nothing",
@@ -111,7 +112,7 @@ impl Node {
     }
 
     /// The value of a key, if this is a mapping that has it.
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match &self.value {
             Value::Map { entries, .. } => entries.iter().find(|e| e.key == key).map(|e| &e.value),
             _ => None,
@@ -119,7 +120,7 @@ impl Node {
     }
 
     /// The text, if this is a scalar.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar(scalar) => Some(&scalar.text),
             _ => None,
@@ -127,7 +128,7 @@ impl Node {
     }
 
     /// Whether both say the same, wherever and however they are laid out.
-    pub(super) fn same(&self, other: &Node) -> bool {
+    pub(crate) fn same(&self, other: &Node) -> bool {
         match (&self.value, &other.value) {
             (Value::Scalar(a), Value::Scalar(b)) => {
                 a.text == b.text && (a.plain == b.plain || a.resolve() == b.resolve())
@@ -143,13 +144,28 @@ impl Node {
     }
 }
 
+/// The text of a file, or its beginning if that is more than [`parse`] takes with the same limit.
+pub(crate) fn read(path: &Path, max_bytes: usize) -> Result<String, PathError> {
+    let read = || {
+        let mut bytes = Vec::new();
+        // One byte more, so that a file that is too long is seen as such.
+        std::fs::File::open(path)?.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            // The cut may have gone through a character.
+            Err(e) if e.as_bytes().len() > max_bytes => {
+                Ok(String::from_utf8_lossy(e.as_bytes()).into_owned())
+            }
+            Err(e) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, e.utf8_error())),
+        }
+    };
+    read().map_err(PathError::new("read", path))
+}
+
 /// The document's root; `None` for a file with no content but comments.
-pub(super) fn parse(text: &str) -> Result<Option<Node>, Problem> {
-    if text.len() > MAX_FILE_BYTES {
-        return Err(Problem::unplaced(format!(
-            "the file has {} bytes, more than the limit of {MAX_FILE_BYTES}",
-            text.len()
-        )));
+pub(crate) fn parse(text: &str, max_bytes: usize) -> Result<Option<Node>, Problem> {
+    if text.len() > max_bytes {
+        return Err(Problem::unplaced(format!("the file has more than the limit of {max_bytes} bytes")));
     }
     let mut options = yaml::options! { block_nesting_limit: MAX_DEPTH, flow_nesting_limit: MAX_DEPTH };
     options.set_emit_comments(false);
@@ -158,7 +174,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Problem> {
 }
 
 /// The comments of the text, in order, each with its byte range (from the `#`, without the line break).
-pub(super) fn comments(text: &str) -> Result<Vec<(Span, String)>, Problem> {
+pub(crate) fn comments(text: &str) -> Result<Vec<(Span, String)>, Problem> {
     let mut options = yaml::options! {
         block_nesting_limit: MAX_DEPTH,
         flow_nesting_limit: MAX_DEPTH,

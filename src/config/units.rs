@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 /// Longest duration that makes sense for any key; keeps deadlines far from overflow.
-pub(super) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// `250ms`, `1m 30s`; a whole number alone means seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let parsed = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         text.parse().ok().map(Duration::from_secs)
@@ -24,7 +24,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `512MiB`, `2GiB` (also `2Gi` and `2G`, upper or lower case).
-pub(super) fn size(text: &str) -> Result<SizeText, String> {
+pub(crate) fn size(text: &str) -> Result<SizeText, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = (&text[..digits], text[digits..].trim_start());
@@ -50,7 +50,7 @@ pub(super) fn size(text: &str) -> Result<SizeText, String> {
 
 /// A size, with or without its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SizeText {
+pub(crate) enum SizeText {
     /// With a unit.
     Bytes(u64),
     /// A number alone; what it counts is for the key to say.

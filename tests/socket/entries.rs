@@ -22,6 +22,9 @@ fn add(references: &[&str]) -> AddArgs {
         force: false,
         reset_config: false,
         no_wait: false,
+        exclude: Vec::new(),
+        dry_run: false,
+        json: false,
     }
 }
 

@@ -8,5 +8,6 @@ mod entries;
 mod fake;
 mod limits;
 mod logs;
+mod projects;
 mod routes;
 mod sessions;

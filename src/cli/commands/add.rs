@@ -6,6 +6,7 @@ use iii_protocol::api::{
     ErrorBody, ErrorCode, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
 };
 
+use super::dry_run::{dry_run, is_local};
 use super::{Tally, wait_stopped, wait_until};
 use crate::cli::args::AddArgs;
 use crate::cli::client::{Client, ClientError, worker_path};
@@ -18,6 +19,7 @@ use crate::cli::wait::StartWait;
 use crate::config::edit::{AddMode, NewEntry, add_worker, edit_file};
 use crate::config::load;
 use crate::config::locate::STARTER;
+use crate::config::resources::usable_hints;
 use crate::config::schema::{Source, WorkerConfig};
 use crate::fsutil::PathError;
 use crate::image::reference::{Reference, default_worker_name};
@@ -30,6 +32,16 @@ const SYSTEM_VARIABLES: [&str; 5] = ["PATH", "HOME", "HOSTNAME", "LANG", "TERM"]
 pub async fn add(ctx: &Context, args: &AddArgs, printer: &mut Printer) -> Result<(), Failure> {
     if args.name.is_some() && args.references.len() > 1 {
         return Err(Failure::usage("`--name` names one worker, but there are several references"));
+    }
+    if let Some(image) = args.references.iter().find(|reference| !is_local(reference)) {
+        let only_for_projects = [("--dry-run", args.dry_run), ("--exclude", !args.exclude.is_empty())];
+        if let Some((flag, _)) = only_for_projects.into_iter().find(|(_, given)| *given) {
+            return Err(Failure::usage(format!("`{flag}` is for local projects, and `{image}` is an image"))
+                .hint("the path of a project starts with `.`, `/` or `~`"));
+        }
+    }
+    if args.dry_run {
+        return dry_run(args, printer);
     }
     let daemon = ctx.client();
     let daemon = daemon.is_daemon_running().await?.then_some(daemon);
@@ -74,11 +86,13 @@ async fn add_one(
 
 /// The name the worker gets; says what is wrong with the reference.
 fn worker_name(args: &AddArgs, reference: &str) -> Result<String, Failure> {
-    if reference.starts_with(['.', '/', '~']) {
+    if is_local(reference) {
         return Err(Failure::usage(format!(
             "`{reference}` is a local path, and local projects are not supported by this version yet"
         ))
-        .hint("build an image of it, push it to a registry, and add that"));
+        .hint(
+            "build an image of it, push it to a registry, and add that; `--dry-run` shows what will be run",
+        ));
     }
     let parsed = parse(reference)?;
     let name = args.name.clone().unwrap_or_else(|| default_worker_name(&parsed));
@@ -220,7 +234,7 @@ fn write_entry(
     image: &PulledImage,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
-    let (resources, unusable) = load::usable_hints(image.resources);
+    let (resources, unusable) = usable_hints(image.resources);
     for warning in image.warnings.iter().chain(&unusable) {
         printer.warn(&format!("{name}: {warning}"));
     }
@@ -285,6 +299,9 @@ mod tests {
             force: false,
             reset_config: false,
             no_wait: false,
+            exclude: Vec::new(),
+            dry_run: false,
+            json: false,
         }
     }
 

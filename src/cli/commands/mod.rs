@@ -3,6 +3,7 @@
 mod add;
 mod cp;
 mod daemon;
+mod dry_run;
 mod exec;
 mod list;
 mod logs;

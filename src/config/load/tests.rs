@@ -1,3 +1,5 @@
+use iii_protocol::api::Resources;
+
 use super::*;
 
 fn vars(name: &str) -> Option<String> {
@@ -530,7 +532,9 @@ fn the_example_file_is_valid_and_names_every_key() {
         })
         .collect();
     parse(&all, Path::new("/p/config.yaml"), &vars).unwrap();
-    for key in TOP_KEYS.iter().chain(WORKER_KEYS).chain(RESOURCE_KEYS).chain(RESTART_KEYS) {
+    for key in
+        TOP_KEYS.iter().chain(WORKER_KEYS).chain(crate::config::resources::RESOURCE_KEYS).chain(RESTART_KEYS)
+    {
         let kept_for_old_files = ["modules", "rootfs"].contains(key);
         assert!(
             kept_for_old_files
