@@ -13,6 +13,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::progress::Progress;
+use crate::image::store::RegistrySettings;
 use crate::image::types::Image;
 
 /// Jobs that run at the same time; each fetches its layers in parallel.
@@ -22,13 +23,13 @@ pub const PROGRESS_QUEUE: usize = 64;
 
 /// Where images come from. The real one is the image store; tests pass a fake.
 pub trait ImageSource: Send + Sync + 'static {
-    /// The image of `reference`, pulled and built if it is not here, or if `force`. `insecure` names the
-    /// registries that are spoken to over plain http.
+    /// The image of `reference`, pulled and built if it is not here, or if `force`. `registries` says which
+    /// servers are asked, and how.
     fn ensure(
         &self,
         reference: &str,
         force: bool,
-        insecure: Vec<String>,
+        registries: RegistrySettings,
         progress: mpsc::Sender<PullEvent>,
     ) -> BoxFuture<'static, Result<Image, ErrorBody>>;
 
@@ -53,8 +54,8 @@ pub enum PullerMsg {
         reference: String,
         /// Ask the registry even if it is here.
         force: bool,
-        /// Registries spoken to over plain http.
-        insecure: Vec<String>,
+        /// Which servers are asked, and how.
+        registries: RegistrySettings,
         /// Who asks.
         waiter: Waiter,
     },
@@ -108,7 +109,7 @@ struct Job {
 struct Request {
     reference: String,
     force: bool,
-    insecure: Vec<String>,
+    registries: RegistrySettings,
     waiter: Waiter,
 }
 
@@ -138,8 +139,8 @@ impl Actor for ImagePuller {
         state: &mut PullerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PullerMsg::Pull { reference, force, insecure, waiter } => {
-                state.pull(&myself, Request { reference, force, insecure, waiter });
+            PullerMsg::Pull { reference, force, registries, waiter } => {
+                state.pull(&myself, Request { reference, force, registries, waiter });
             }
             PullerMsg::Progressed { job, event } => {
                 if let Some(job) = state.jobs.get_mut(&job) {
@@ -162,14 +163,14 @@ impl PullerState {
     }
 
     fn start(&mut self, myself: &ActorRef<PullerMsg>, request: Request) {
-        let Request { reference, force, insecure, waiter } = request;
+        let Request { reference, force, registries, waiter } = request;
         let id = self.next_job;
         self.next_job += 1;
         let progress = Progress::new(&reference);
         self.jobs.insert(id, Job { reference: reference.clone(), force, progress, waiters: vec![waiter] });
         let (images, slots, actor) = (self.images.clone(), self.slots.clone(), myself.clone());
         tokio::spawn(run_job(id, actor, slots, move |events| {
-            images.ensure(&reference, force, insecure, events)
+            images.ensure(&reference, force, registries, events)
         }));
     }
 

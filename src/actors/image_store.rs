@@ -31,20 +31,19 @@ impl ImageSource for Images {
         &self,
         reference: &str,
         force: bool,
-        insecure: Vec<String>,
+        registries: RegistrySettings,
         progress: mpsc::Sender<PullEvent>,
     ) -> BoxFuture<'static, Result<Image, ErrorBody>> {
         let (images, reference) = (self.clone(), reference.parse::<Reference>());
         let policy = if force { PullPolicy::Always } else { PullPolicy::IfMissing };
         async move {
             let reference = reference.map_err(|error| not_a_reference(&error))?;
-            let settings = RegistrySettings { insecure };
             if policy == PullPolicy::IfMissing
                 && let Some(image) = images.find(&reference)?
             {
                 return Ok(image);
             }
-            pull_in_process(&images.home, &reference, policy, &settings, progress).await?;
+            pull_in_process(&images.home, &reference, policy, &registries, progress).await?;
             images.find(&reference)?.ok_or_else(|| ErrorBody {
                 code: ErrorCode::Image,
                 message: format!("{reference} was pulled, and is gone again"),
@@ -88,7 +87,9 @@ mod tests {
         let images = Images::new(&Home::at(dir.path()));
         let (events, _seen) = mpsc::channel(1);
         let error =
-            ImageSource::ensure(&images, "not a reference", false, Vec::new(), events).await.unwrap_err();
+            ImageSource::ensure(&images, "not a reference", false, RegistrySettings::default(), events)
+                .await
+                .unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
         assert_eq!(ImageSource::lookup(&images, "localhost:1/x"), None);
         assert_eq!(ImageSource::lookup(&images, "not a reference"), None);

@@ -1,6 +1,6 @@
 //! Text of config.yaml to [`Config`]: every rule of the file, every error at its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use super::env;
 pub use super::error::ConfigError;
 use super::error::{Problem, line_of};
 use super::fields::{self, Fields, Missing, Values, Vars};
+use super::registries::{insecure, insecure_of_environment, registries};
 use super::resources::resources;
 use super::schema::{
     Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, RestartConfig, RestartPolicy, Source, WorkerConfig,
@@ -19,8 +20,6 @@ use super::suggest::suggest;
 use super::tree::{self, Entry, Node, Value};
 use super::units::duration;
 
-/// Comma list of registries spoken to over plain http, besides those in the file.
-pub const INSECURE_REGISTRIES_ENV: &str = "III_INSECURE_REGISTRIES";
 /// Longest config.yaml that is read, bytes.
 pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Longest worker name.
@@ -31,7 +30,8 @@ const RESERVED_PREFIX: &str = "iii.";
 const MAX_IMAGE_CHARS: usize = 512;
 
 // `rootfs` is found in existing files; it chose between layouts that are one now.
-const TOP_KEYS: &[&str] = &["workers", "modules", "insecure_registries", "orphan_grace", "rootfs"];
+const TOP_KEYS: &[&str] =
+    &["workers", "modules", "insecure_registries", "registries", "orphan_grace", "rootfs"];
 const WORKER_KEYS: &[&str] =
     &["name", "image", "worker_path", "config", "resources", "restart", "stop_timeout", "boot_timeout"];
 const RESTART_KEYS: &[&str] = &["policy", "max_restarts", "delay", "max_delay", "reset_after"];
@@ -111,10 +111,14 @@ impl Reader<'_> {
             None => None,
         };
         let mut insecure_registries = match top.get("insecure_registries") {
-            Some(node) => registries(node, &mut values)?,
+            Some(node) => insecure(node, &mut values)?,
             None => Vec::new(),
         };
-        self.registries_of_environment(&mut insecure_registries)?;
+        let registries = match top.get("registries") {
+            Some(node) => registries(node, &mut values)?,
+            None => BTreeMap::new(),
+        };
+        insecure_of_environment(self.vars, &mut insecure_registries)?;
         if let Some(missing) = values.missing.first() {
             let message =
                 format!("`{}` needs the variable `{}`, which is not set", missing.key, missing.variable);
@@ -127,18 +131,9 @@ impl Reader<'_> {
         Ok(Config {
             workers,
             insecure_registries,
+            registries,
             orphan_grace: orphan_grace.unwrap_or(DEFAULT_ORPHAN_GRACE),
         })
-    }
-
-    fn registries_of_environment(&self, into: &mut Vec<String>) -> Result<(), Problem> {
-        let list = (self.vars)(INSECURE_REGISTRIES_ENV).unwrap_or_default();
-        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            check_registry(name)
-                .map_err(|e| Problem::unplaced(format!("the variable {INSECURE_REGISTRIES_ENV}: {e}")))?;
-            push_new(into, name.to_owned());
-        }
-        Ok(())
     }
 
     fn workers(&self, node: &Node) -> Result<Vec<WorkerConfig>, Problem> {
@@ -312,41 +307,6 @@ fn policy(text: &str) -> Result<RestartPolicy, String> {
     match suggest(text, words.iter().copied()) {
         Some(meant) => Err(format!("unknown restart policy `{text}`; did you mean `{meant}`?")),
         None => Err(format!("unknown restart policy `{text}`; the policies are {}", words.join(", "))),
-    }
-}
-
-fn registries(node: &Node, values: &mut Values<'_>) -> Result<Vec<String>, Problem> {
-    let Value::List { items, .. } = &node.value else {
-        let message = format!("`insecure_registries`: expected a list, found {}", node.kind());
-        return Err(Problem::at(node.span, message));
-    };
-    let mut registries = Vec::new();
-    for item in items {
-        if let Some(name) = values.text(item, "insecure_registries")? {
-            check_registry(&name).map_err(|message| Problem::at(item.span, message))?;
-            push_new(&mut registries, name);
-        }
-    }
-    Ok(registries)
-}
-
-fn check_registry(name: &str) -> Result<(), String> {
-    let bare = name.split_once("://").map_or(name, |(_, rest)| rest);
-    let bare = bare.split('/').next().unwrap_or(bare);
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
-    if name == bare && !name.is_empty() && name.chars().all(allowed) {
-        return Ok(());
-    }
-    let message = format!("`{}` is not a registry: expected `host` or `host:port`", name.escape_debug());
-    if bare != name && !bare.is_empty() && bare.chars().all(allowed) {
-        return Err(format!("{message}; did you mean `{bare}`?"));
-    }
-    Err(message)
-}
-
-fn push_new(list: &mut Vec<String>, name: String) {
-    if !list.contains(&name) {
-        list.push(name);
     }
 }
 

@@ -16,6 +16,7 @@ pub mod expand;
 pub(crate) mod fields;
 pub mod load;
 pub mod locate;
+pub mod registries;
 pub mod resources;
 pub mod schema;
 pub mod suggest;

@@ -1,5 +1,6 @@
 //! config.yaml after reading: every default filled in, every value of its own type.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,8 +24,26 @@ pub struct Config {
     /// Registries (`host[:port]`) that are spoken to over plain http, besides loopback ones:
     /// `insecure_registries:` and the comma list in III_INSECURE_REGISTRIES.
     pub insecure_registries: Vec<String>,
+    /// `registries:`, by name (`docker.io`).
+    pub registries: BTreeMap<String, RegistryConfig>,
     /// How long a machine outlives its daemon: `orphan_grace:`, 60 s by default.
     pub orphan_grace: Duration,
+}
+
+impl Config {
+    /// Which server is asked in the place of which registry.
+    pub fn mirrors(&self) -> BTreeMap<String, String> {
+        let mirror =
+            |(name, registry): (&String, &RegistryConfig)| Some((name.clone(), registry.mirror.clone()?));
+        self.registries.iter().filter_map(mirror).collect()
+    }
+}
+
+/// One entry of `registries:`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// `mirror:`, the `host[:port]` that is asked first.
+    pub mirror: Option<String>,
 }
 
 /// One entry of `workers:`.

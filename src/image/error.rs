@@ -84,6 +84,26 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// A mirror failed, otherwise than by not having the image.
+    #[error("the mirror of {registry} fails: {error}")]
+    Mirror {
+        /// Whose mirror it is.
+        registry: String,
+        /// How it failed; names the mirror's host.
+        error: Box<ImageError>,
+    },
+    /// A mirror has no such image, and its registry failed too.
+    #[error("the mirror {mirror} has no {reference}, and {registry} itself fails: {error}")]
+    NotMirrored {
+        /// Which image.
+        reference: String,
+        /// Whose mirror it is.
+        registry: String,
+        /// The mirror's host.
+        mirror: String,
+        /// How the registry failed.
+        error: Box<ImageError>,
+    },
     /// The registry has no such repository, tag or digest.
     #[error("there is no image {reference}")]
     NotFound {
@@ -199,6 +219,14 @@ impl ImageError {
     /// What the user can do next, if there is something.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            ImageError::Mirror { error, .. } => {
+                let named = "the mirror is named under `registries:` in config.yaml";
+                match error.hint() {
+                    Some(hint) => format!("{hint}; {named}"),
+                    None => named.to_owned(),
+                }
+            }
+            ImageError::NotMirrored { error, .. } => return error.hint(),
             ImageError::Path(e) | ImageError::Lock(LockError::Path(e)) => match e.is_disk_full() {
                 true => DISK_FULL_HINT.to_owned(),
                 false => return None,
@@ -275,6 +303,9 @@ const DISK_FULL_HINT: &str = "free some space where III_HOME (~/.iii by default)
 impl From<&ImageError> for ErrorBody {
     fn from(error: &ImageError) -> ErrorBody {
         let code = match error {
+            ImageError::Mirror { error, .. } | ImageError::NotMirrored { error, .. } => {
+                ErrorBody::from(&**error).code
+            }
             _ if error.is_disk_full() => ErrorCode::Host,
             ImageError::Path(_) | ImageError::Lock(_) => ErrorCode::Host,
             ImageError::Internal { .. } => ErrorCode::Internal,

@@ -35,7 +35,7 @@ struct Order {
     home: PathBuf,
     reference: String,
     force: bool,
-    insecure: Vec<String>,
+    registries: RegistrySettings,
 }
 
 /// Pulls `reference` into the images of `home`, in a process of its own. Dropping the future ends that.
@@ -51,7 +51,7 @@ pub async fn pull(
         home: home.root().to_owned(),
         reference: reference.to_string(),
         force: policy == PullPolicy::Always,
-        insecure: settings.insecure.clone(),
+        registries: settings.clone(),
     };
     let mut child = Command::new("/proc/self/exe")
         .arg0("iii")
@@ -136,14 +136,13 @@ fn work() -> Result<PulledImage, ErrorBody> {
     let order = read_order().map_err(|error| internal("no order to pull", &error))?;
     let reference = order.reference.parse::<Reference>().map_err(|error| internal("the order", &error))?;
     let policy = if order.force { PullPolicy::Always } else { PullPolicy::IfMissing };
-    let settings = RegistrySettings { insecure: order.insecure };
     let store = ImageStore::new(&Home::at(order.home));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| internal("no runtime", &error))?;
     runtime.block_on(async {
-        let image = store.ensure_telling(&reference, policy, &settings, |event| {
+        let image = store.ensure_telling(&reference, policy, &order.registries, |event| {
             // Whoever does not read is gone, and the watch on standard input ends this process.
             let _gone = print(&event);
         });

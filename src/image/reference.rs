@@ -16,6 +16,8 @@ use grammar::{DOCKER_HUB, Parts};
 
 /// The host that answers for [`DOCKER_HUB`].
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// Its oldest name, which references may still have.
+const DOCKER_HUB_INDEX: &str = "index.docker.io";
 const DEFAULT_TAG: &str = "latest";
 /// The longest repository, in bytes; Docker's own limit.
 const MAX_REPOSITORY: usize = 255;
@@ -105,16 +107,7 @@ impl Reference {
     /// Whether this registry is spoken to without TLS: a loopback one, or one named in `insecure`
     /// (`host` for every port of it, or `host:port`).
     pub fn plain_http(&self, insecure: &[String]) -> bool {
-        self.is_loopback() || insecure.iter().any(|named| self.is_named(named))
-    }
-
-    /// Whether the registry is on this machine: `localhost`, `127.0.0.0/8`, `[::1]`.
-    pub fn is_loopback(&self) -> bool {
-        let (host, _) = split_port(&self.registry);
-        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-        host.eq_ignore_ascii_case("localhost")
-            || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-            || bare.is_some_and(|h| h.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()))
+        is_plain_http(&self.registry, insecure)
     }
 
     /// `host[:port]` of the server that answers for the registry.
@@ -125,30 +118,53 @@ impl Reference {
         }
     }
 
-    /// The same repository at a digest.
-    pub(super) fn at(&self, digest: &Digest) -> OciReference {
-        OciReference::with_digest(self.host().to_owned(), self.repository.clone(), digest.to_string())
+    /// The same repository at a digest, for a server that need not be the registry's own.
+    pub(super) fn at(&self, host: &str, digest: &Digest) -> OciReference {
+        OciReference::with_digest(host.to_owned(), self.repository.clone(), digest.to_string())
     }
 
-    /// What to ask the registry for: the digest if there is one, else the tag.
-    pub(super) fn wanted(&self) -> OciReference {
+    /// What to ask such a server for: the digest if there is one, else the tag.
+    pub(super) fn wanted(&self, host: &str) -> OciReference {
         match (&self.digest, &self.tag) {
-            (Some(digest), _) => self.at(digest),
+            (Some(digest), _) => self.at(host, digest),
             (None, tag) => OciReference::with_tag(
-                self.host().to_owned(),
+                host.to_owned(),
                 self.repository.clone(),
                 tag.as_deref().unwrap_or(DEFAULT_TAG).to_owned(),
             ),
         }
     }
+}
 
-    fn is_named(&self, named: &str) -> bool {
-        let named = named.trim();
-        let (host, port) = split_port(&self.registry);
-        match split_port(named) {
-            (name, None) => name.eq_ignore_ascii_case(host),
-            (name, named_port) => name.eq_ignore_ascii_case(host) && named_port == port,
-        }
+/// Whether a server (`host[:port]`) is spoken to without TLS, see [`Reference::plain_http`].
+pub(super) fn is_plain_http(server: &str, insecure: &[String]) -> bool {
+    is_loopback(server) || insecure.iter().any(|named| is_named(server, named))
+}
+
+/// Whether a server is on this machine: `localhost`, `127.0.0.0/8`, `[::1]`.
+pub(super) fn is_loopback(server: &str) -> bool {
+    let (host, _) = split_port(server);
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        || bare.is_some_and(|h| h.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback()))
+}
+
+fn is_named(server: &str, named: &str) -> bool {
+    let named = named.trim();
+    let (host, port) = split_port(server);
+    match split_port(named) {
+        (name, None) => name.eq_ignore_ascii_case(host),
+        (name, named_port) => name.eq_ignore_ascii_case(host) && named_port == port,
+    }
+}
+
+/// The registry as references have it: Docker Hub answers to several names.
+pub(super) fn canonical_registry(name: &str) -> String {
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        DOCKER_HUB_HOST | DOCKER_HUB_INDEX => DOCKER_HUB.to_owned(),
+        _ => name,
     }
 }
 

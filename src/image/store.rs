@@ -22,7 +22,7 @@ use super::detached::detached;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::reference::Reference;
-use super::registry::{BlobStore, Clients, ImageManifest, Platform, Remote};
+use super::registry::{BlobStore, Clients, Endpoint, ImageManifest, Platform, Remote};
 use super::types::Image;
 use crate::fsutil::{LockError, LockFile, create_private_dir};
 use crate::home::Home;
@@ -31,7 +31,8 @@ use progress::Events;
 use records::Records;
 
 pub use super::registry::{
-    CONNECT_TIMEOUT, FIRST_DELAY, MAX_DELAY, PARALLEL_LAYERS, RETRIES, STALL_TIMEOUT, TransferLimits,
+    CONNECT_TIMEOUT, FIRST_DELAY, MAX_DELAY, PARALLEL_LAYERS, RETRIES, RegistrySettings, STALL_TIMEOUT,
+    TransferLimits,
 };
 
 /// Events that may wait for whoever is told of them; when full, progress is skipped.
@@ -44,13 +45,6 @@ pub enum PullPolicy {
     IfMissing,
     /// The registry is asked what the reference means now; what is here is not fetched again.
     Always,
-}
-
-/// What the user says about registries.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RegistrySettings {
-    /// Spoken to over plain http: `host` or `host:port` each. Loopback registries always are.
-    pub insecure: Vec<String>,
 }
 
 /// Blobs, root disks and what references mean. Cheap to clone; clones share connections.
@@ -116,10 +110,7 @@ impl ImageStore {
             return Ok(image);
         }
         let events = Events::new(progress);
-        let plain_http = reference.plain_http(&settings.insecure);
-        let remote = Remote::new(&self.clients, reference, plain_http, &self.limits).await?;
-        let platform = Platform::host();
-        let (digest, manifest) = remote.resolve(&platform).await?;
+        let (remote, digest, manifest) = self.resolve(reference, settings).await?;
         events.resolved(&digest, &manifest);
 
         create_private_dir(&self.home.blobs())?;
@@ -153,6 +144,43 @@ impl ImageStore {
             tell(event);
         }
         image
+    }
+
+    /// What the reference means now, and who says so: its registry's mirror, or the registry itself if it has no
+    /// mirror or that has no such image. Any other failure of a mirror is told: to go round it would hide it.
+    async fn resolve<'a>(
+        &'a self,
+        reference: &'a Reference,
+        settings: &RegistrySettings,
+    ) -> Result<(Remote<'a>, Digest, ImageManifest), ImageError> {
+        let own = Endpoint::own(reference, settings);
+        let Some(mirror) = Endpoint::mirror(reference, settings) else {
+            return self.resolve_at(reference, own).await;
+        };
+        let registry = reference.registry().to_owned();
+        let host = mirror.host.clone();
+        match self.resolve_at(reference, mirror).await {
+            Err(ImageError::NotFound { reference: missing, .. }) => {
+                self.resolve_at(reference, own).await.map_err(|error| ImageError::NotMirrored {
+                    reference: missing,
+                    registry,
+                    mirror: host,
+                    error: Box::new(error),
+                })
+            }
+            Err(error) => Err(ImageError::Mirror { registry, error: Box::new(error) }),
+            resolved => resolved,
+        }
+    }
+
+    async fn resolve_at<'a>(
+        &'a self,
+        reference: &'a Reference,
+        endpoint: Endpoint,
+    ) -> Result<(Remote<'a>, Digest, ImageManifest), ImageError> {
+        let remote = Remote::new(&self.clients, reference, endpoint, &self.limits).await?;
+        let (digest, manifest) = remote.resolve(&Platform::host()).await?;
+        Ok((remote, digest, manifest))
     }
 
     /// Makes an image that is not here, unless another process makes it first.

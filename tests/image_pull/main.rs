@@ -6,6 +6,7 @@ mod support;
 mod broken;
 mod errors;
 mod formats;
+mod mirrors;
 mod once;
 
 use std::path::PathBuf;

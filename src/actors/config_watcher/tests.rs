@@ -1,5 +1,6 @@
 //! The watcher with real files and folders.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Mutex;
 
@@ -24,7 +25,12 @@ fn parse(text: &str) -> Result<Config, String> {
         return Err(format!("config.yaml: {text}"));
     }
     let orphan_grace = Duration::from_secs(text.len() as u64);
-    Ok(Config { workers: Vec::new(), insecure_registries: vec![text.to_owned()], orphan_grace })
+    Ok(Config {
+        workers: Vec::new(),
+        insecure_registries: vec![text.to_owned()],
+        registries: BTreeMap::new(),
+        orphan_grace,
+    })
 }
 
 async fn follow(path: &Path) -> Followed {

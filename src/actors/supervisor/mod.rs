@@ -32,6 +32,7 @@ use super::worker::plan::HostLimits;
 use super::worker::state::Order;
 use crate::config::schema::Config;
 use crate::home::Home;
+use crate::image::store::RegistrySettings;
 use crate::vm::launcher::Launcher;
 
 /// Told of each configuration that comes into force, with the names that changed, and of each error
@@ -204,7 +205,11 @@ impl Actor for RootSupervisor {
 }
 
 fn settings_of(config: &Config) -> Settings {
-    Settings { insecure_registries: config.insecure_registries.clone(), orphan_grace: config.orphan_grace }
+    Settings { registries: registries_of(config), orphan_grace: config.orphan_grace }
+}
+
+fn registries_of(config: &Config) -> RegistrySettings {
+    RegistrySettings { insecure: config.insecure_registries.clone(), mirrors: config.mirrors() }
 }
 
 fn shutting_down() -> ErrorBody {
@@ -263,9 +268,9 @@ impl RootState {
             return refused(helper_is_down("image puller"), events);
         };
         let PullRequest { reference, force } = request;
-        let insecure = self.config.insecure_registries.clone();
+        let registries = registries_of(&self.config);
         let waiter = Waiter { events: events.clone(), image: None };
-        if puller.cast(PullerMsg::Pull { reference, force, insecure, waiter }).is_err() {
+        if puller.cast(PullerMsg::Pull { reference, force, registries, waiter }).is_err() {
             refused(helper_is_down("image puller"), events);
         }
     }

@@ -16,6 +16,7 @@ use super::plan::HostLimits;
 use super::state::{Failure, Order};
 use crate::actors::image_puller::{ImageSource, PullerMsg};
 use crate::config::schema::WorkerConfig;
+use crate::image::store::RegistrySettings;
 use crate::image::types::Image;
 use crate::logs::LogRing;
 use crate::vm::launcher::{Launcher, Machine};
@@ -156,8 +157,8 @@ pub struct Surroundings {
 /// The part of the configuration that is not about one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Registries spoken to over plain http.
-    pub insecure_registries: Vec<String>,
+    /// Which servers are asked for images, and how.
+    pub registries: RegistrySettings,
     /// How long a machine outlives its daemon.
     pub orphan_grace: Duration,
 }

@@ -134,7 +134,7 @@ pub(super) async fn image(
     let request = PullerMsg::Pull {
         reference: reference.clone(),
         force: false,
-        insecure: around.settings.borrow().insecure_registries.clone(),
+        registries: around.settings.borrow().registries.clone(),
         waiter: Waiter { events, image: Some(image) },
     };
     let puller = around.puller.borrow().clone().ok_or_else(gone)?;

@@ -181,7 +181,8 @@ async fn pull_here(
     };
     let reference = parse(&request.reference)?;
     let policy = if request.force { PullPolicy::Always } else { PullPolicy::IfMissing };
-    let settings = RegistrySettings { insecure: config.insecure_registries };
+    let mirrors = config.mirrors();
+    let settings = RegistrySettings { insecure: config.insecure_registries, mirrors };
     let store = ImageStore::new(&ctx.home);
     let tell = |event| progress.event(printer, &event);
     let pulled = store.ensure_telling(&reference, policy, &settings, tell).await;

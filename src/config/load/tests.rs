@@ -1,5 +1,9 @@
 use iii_protocol::api::Resources;
 
+use crate::config::registries::{INSECURE_REGISTRIES_ENV, REGISTRY_KEYS};
+use crate::config::resources::RESOURCE_KEYS;
+use crate::config::schema::RegistryConfig;
+
 use super::*;
 
 fn vars(name: &str) -> Option<String> {
@@ -267,6 +271,32 @@ fn a_wrong_file_is_told_with_line_and_column() {
             "insecure_registries: ['http://r/']",
             "1:23: `http://r/` is not a registry: expected `host` or `host:port`; did you mean `r`?",
         ),
+        ("registries: [a]", "1:13: `registries`: expected a mapping, found a list"),
+        (
+            "registries: {docker.io: localhost:5050}",
+            "1:25: expected a mapping under `registries` for `docker.io`, found text",
+        ),
+        (
+            "registries: {'https://docker.io': {mirror: m}}",
+            "1:14: `https://docker.io` is not a registry: expected `host` or `host:port`; did you mean `docker.io`?",
+        ),
+        (
+            "registries: {docker.io: {miror: m}}",
+            "1:26: unknown key `miror` under `registries` for `docker.io`; did you mean `mirror`?",
+        ),
+        (
+            "registries: {docker.io: {mirror: 'm/path'}}",
+            "1:34: `m/path` is not a registry: expected `host` or `host:port`; did you mean `m`?",
+        ),
+        (
+            "registries: {docker.io: {mirror: 5050}}",
+            "1:34: `registries.docker.io.mirror`: expected text, found a number; if it is meant, quote it: \"5050\"",
+        ),
+        ("registries: {m: {mirror: M}}", "1:26: `m` cannot be its own mirror"),
+        (
+            "registries: {m: {mirror: '${NO}'}}",
+            "1:26: `registries.m.mirror` needs the variable `NO`, which is not set",
+        ),
         (
             "orphan_grace: never",
             "1:15: `orphan_grace`: expected a duration such as `10s`, `1m 30s` or `250ms`, found `never`",
@@ -533,7 +563,7 @@ fn the_example_file_is_valid_and_names_every_key() {
         .collect();
     parse(&all, Path::new("/p/config.yaml"), &vars).unwrap();
     for key in
-        TOP_KEYS.iter().chain(WORKER_KEYS).chain(crate::config::resources::RESOURCE_KEYS).chain(RESTART_KEYS)
+        TOP_KEYS.iter().chain(WORKER_KEYS).chain(RESOURCE_KEYS).chain(RESTART_KEYS).chain(REGISTRY_KEYS)
     {
         let kept_for_old_files = ["modules", "rootfs"].contains(key);
         assert!(
@@ -542,4 +572,14 @@ fn the_example_file_is_valid_and_names_every_key() {
             "{key}"
         );
     }
+}
+
+#[test]
+fn registries_have_mirrors() {
+    let config = read("registries:\n  docker.io: {mirror: 'localhost:5050'}\n  ghcr.io: {mirror: }\n  r: {mirror: \"${SET}\"}\n").unwrap();
+    let mirror = |name: &str| config.registries[name].clone();
+    assert_eq!(mirror("docker.io"), RegistryConfig { mirror: Some("localhost:5050".to_owned()) });
+    assert_eq!(mirror("ghcr.io"), RegistryConfig { mirror: None });
+    let mirrors: Vec<_> = config.mirrors().into_iter().collect();
+    assert_eq!(mirrors, pairs(&[("docker.io", "localhost:5050"), ("r", "value")]));
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use oci_client::Client;
 use oci_client::client::{ClientConfig, ClientProtocol};
 
-use super::TransferLimits;
+use super::{Endpoint, TransferLimits};
 use crate::image::error::ImageError;
 use crate::image::reference::Reference;
 
@@ -33,14 +33,14 @@ pub(in crate::image) struct Clients {
 }
 
 impl Clients {
-    /// The client for a reference's registry.
+    /// The client for a server; the reference is for messages.
     pub(super) async fn get(
         &self,
         reference: &Reference,
-        plain_http: bool,
+        endpoint: &Endpoint,
         limits: &TransferLimits,
     ) -> Result<Client, ImageError> {
-        let route = match (plain_http, reference.is_loopback()) {
+        let route = match (endpoint.plain_http, endpoint.is_loopback()) {
             (false, _) => Route::Https,
             (true, true) => Route::Loopback,
             (true, false) => Route::Plain,

@@ -17,6 +17,8 @@ const UNREACHABLE_NETWORK: io::ErrorKind = io::ErrorKind::NetworkUnreachable;
 /// What was asked for.
 pub(super) struct Subject<'a> {
     pub(super) reference: &'a Reference,
+    /// Who was asked.
+    pub(super) host: String,
     /// `the manifest`, `layer sha256:...`
     pub(super) what: String,
     /// A blob that the manifest names: the registry has the image, or should.
@@ -57,7 +59,7 @@ impl Failure {
 
 impl Subject<'_> {
     fn host(&self) -> String {
-        self.reference.host().to_owned()
+        self.host.clone()
     }
 
     /// What an error of a whole request means.

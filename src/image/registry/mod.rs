@@ -7,6 +7,7 @@
 mod blobs;
 mod client;
 mod config;
+mod endpoint;
 mod failure;
 mod manifest;
 mod retry;
@@ -25,6 +26,8 @@ use tokio::sync::OnceCell;
 pub(super) use blobs::BlobStore;
 pub(super) use client::Clients;
 pub(super) use config::{ConfigFile, MAX_CONFIG_BYTES, parse_config};
+pub(super) use endpoint::Endpoint;
+pub use endpoint::RegistrySettings;
 pub(super) use manifest::{Blob, ImageManifest, Platform};
 
 use super::digest::Digest;
@@ -92,6 +95,8 @@ impl Default for TransferLimits {
 pub(super) struct Remote<'a> {
     client: Client,
     reference: &'a Reference,
+    /// Who is asked.
+    endpoint: Endpoint,
     limits: &'a TransferLimits,
     /// Set once the registry was asked whether it wants a token.
     token: OnceCell<()>,
@@ -102,16 +107,16 @@ impl<'a> Remote<'a> {
     pub(super) async fn new(
         clients: &Clients,
         reference: &'a Reference,
-        plain_http: bool,
+        endpoint: Endpoint,
         limits: &'a TransferLimits,
     ) -> Result<Remote<'a>, ImageError> {
-        let client = clients.get(reference, plain_http, limits).await?;
-        Ok(Remote { client, reference, limits, token: OnceCell::new() })
+        let client = clients.get(reference, &endpoint, limits).await?;
+        Ok(Remote { client, reference, endpoint, limits, token: OnceCell::new() })
     }
 
     /// The manifest of the image for `platform`, and its digest.
     pub(super) async fn resolve(&self, platform: &Platform) -> Result<(Digest, ImageManifest), ImageError> {
-        let mut wanted = self.reference.wanted();
+        let mut wanted = self.reference.wanted(&self.endpoint.host);
         for _ in 0..=MAX_INDEX_DEPTH {
             let (digest, body) = self.manifest(&wanted).await?;
             match manifest::parse(self.reference, &body)? {
@@ -122,7 +127,8 @@ impl<'a> Remote<'a> {
                         wanted: platform.to_string(),
                         available: manifest::platforms(&entries),
                     })?;
-                    wanted = self.reference.at(&manifest::digest(self.reference, &chosen.digest)?);
+                    let digest = manifest::digest(self.reference, &chosen.digest)?;
+                    wanted = self.reference.at(&self.endpoint.host, &digest);
                 }
             }
         }
@@ -162,7 +168,11 @@ impl<'a> Remote<'a> {
     /// Gets a token if the registry wants one. oci-client would do it by itself but hide its failure.
     async fn authenticate(&self, subject: &Subject<'_>) -> Result<(), Failure> {
         self.client
-            .auth(&self.reference.wanted(), &RegistryAuth::Anonymous, RegistryOperation::Pull)
+            .auth(
+                &self.reference.wanted(&self.endpoint.host),
+                &RegistryAuth::Anonymous,
+                RegistryOperation::Pull,
+            )
             .await
             .map(drop)
             .map_err(|error| subject.classify(error))
@@ -191,7 +201,7 @@ impl<'a> Remote<'a> {
         offset: u64,
         subject: &Subject<'_>,
     ) -> Result<BlobResponse, Failure> {
-        let repository = self.reference.at(&blob.digest);
+        let repository = self.reference.at(&self.endpoint.host, &blob.digest);
         let digest = blob.digest.to_string();
         let answer = match offset {
             0 => self.client.pull_blob_stream(&repository, digest.as_str()).await.map(BlobResponse::Full),
@@ -204,6 +214,7 @@ impl<'a> Remote<'a> {
     fn subject(&self, blob: Option<(&Blob, &str)>) -> Subject<'a> {
         Subject {
             reference: self.reference,
+            host: self.endpoint.host.clone(),
             what: blob.map_or("the manifest".to_owned(), |(blob, kind)| format!("{kind} {}", blob.digest)),
             is_blob: blob.is_some(),
         }

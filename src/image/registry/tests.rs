@@ -23,7 +23,8 @@ fn answering(answer: &'static [u8]) -> String {
 async fn resolve(registry: &str, plain_http: bool) -> ImageError {
     let reference: Reference = format!("{registry}/x:1").parse().unwrap();
     let limits = TransferLimits { retries: 0, ..TransferLimits::default() };
-    let remote = Remote::new(&Clients::default(), &reference, plain_http, &limits).await.unwrap();
+    let endpoint = Endpoint { host: registry.to_owned(), plain_http };
+    let remote = Remote::new(&Clients::default(), &reference, endpoint, &limits).await.unwrap();
     remote.resolve(&Platform::host()).await.unwrap_err()
 }
 

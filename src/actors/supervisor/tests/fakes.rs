@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::actors::image_puller::ImageSource;
 use crate::actors::worker::tests::image;
+use crate::image::store::RegistrySettings;
 use crate::image::types::Image;
 use crate::logs::LogRing;
 use crate::vm::launcher::{Adoption, Launcher, MACHINE_QUEUE, Machine};
@@ -307,7 +308,7 @@ impl ImageSource for FakeImages {
         &self,
         reference: &str,
         force: bool,
-        _insecure: Vec<String>,
+        _registries: RegistrySettings,
         progress: mpsc::Sender<PullEvent>,
     ) -> BoxFuture<'static, Result<Image, ErrorBody>> {
         let (images, reference) = (self.clone(), reference.to_owned());

@@ -1,5 +1,6 @@
 //! A project in a temporary home, and the daemons that come and go in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub(super) fn config(workers: &[WorkerConfig]) -> Config {
     Config {
         workers: workers.to_vec(),
         insecure_registries: Vec::new(),
+        registries: BTreeMap::new(),
         orphan_grace: Duration::from_secs(60),
     }
 }
