@@ -10,10 +10,13 @@ mod commands;
 pub mod detect;
 pub mod error;
 pub mod files;
+pub mod index;
+pub mod install_key;
 pub mod kind;
 mod links;
 pub mod manifest;
 pub mod scripts;
+pub mod sync;
 
 use std::path::Path;
 
