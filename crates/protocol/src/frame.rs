@@ -110,13 +110,9 @@ impl FrameDecoder {
     /// The next whole frame, or `None` until more bytes have come. After an error the stream is lost.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         let rest = &self.buffer[self.start..];
-        let Some(header) = rest.first_chunk::<4>() else { return Ok(None) };
-        let length = announced_length(*header)?;
-        if rest.len() < 4 + length {
-            return Ok(None);
-        }
-        let frame = Frame { kind: rest[4], payload: rest[HEADER_BYTES..4 + length].to_vec() };
-        self.start += 4 + length;
+        let Some(length) = frame_length(rest)? else { return Ok(None) };
+        let frame = Frame { kind: rest[HEADER_BYTES - 1], payload: rest[HEADER_BYTES..length].to_vec() };
+        self.start += length;
         Ok(Some(frame))
     }
 
@@ -127,6 +123,14 @@ impl FrameDecoder {
             have => Err(FrameError::Truncated { have }),
         }
     }
+}
+
+/// How many bytes the frame at the beginning of `bytes` has, header included; `None` until all of it is there.
+/// For those who cut frames out of a buffer of their own. After an error the stream is lost.
+pub fn frame_length(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
+    let Some(header) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let length = header.len() + announced_length(*header)?;
+    Ok((bytes.len() >= length).then_some(length))
 }
 
 fn announced_length(header: [u8; 4]) -> Result<usize, FrameError> {

@@ -43,6 +43,8 @@ pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: 
         }
         let may_read = view.lost || view.room() > 0;
         let Ok(ready) = wait_for_output(&output, &outbound.wake, view, may_read) else { return };
+        // Whoever writes in small pieces goes first, so that one frame takes many of them.
+        std::thread::yield_now();
         if may_read && view.draining && !ready.contains(&true) {
             return;
         }

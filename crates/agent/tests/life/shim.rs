@@ -105,12 +105,14 @@ impl Shim {
             entries.count()
         };
         let threads = fs::read_dir(format!("/proc/{}/task", self.agent.id())).expect("the agent lives");
-        let children = threads.flatten().map(|thread| {
-            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            children.split_ascii_whitespace().count()
-        });
-        let children = children.sum();
-        [count("task"), count("fd"), children]
+        let (mut busy, mut children) = (0, 0);
+        for thread in threads.flatten() {
+            let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            // Those that wait for the next session are kept for a while.
+            busy += usize::from(read("comm").trim() != "session-idle");
+            children += read("children").split_ascii_whitespace().count();
+        }
+        [busy, count("fd"), children]
     }
 
     /// What it holds with no session: once that is the same for a while.
