@@ -15,5 +15,6 @@ pub mod exit;
 pub mod frame;
 pub mod guest;
 pub mod log;
+pub mod network;
 pub mod session;
 pub mod shim;
