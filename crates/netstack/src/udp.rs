@@ -80,8 +80,7 @@ pub(crate) fn ingress(shared: &Rc<Shared>, packet: &Packet<'_>) {
 
 /// Opens a flow, and ends the one that was silent for longest if there are too many.
 fn open_flow(shared: &Rc<Shared>, key: FlowKey, socket: UdpSocket) -> Rc<Flow> {
-    let flow =
-        Rc::new(Flow { key, socket, last_used: Cell::new(Instant::now()), task: RefCell::default() });
+    let flow = Rc::new(Flow { key, socket, last_used: Cell::new(Instant::now()), task: RefCell::default() });
     let mut flows = shared.udp.flows.borrow_mut();
     if flows.len() >= shared.limits.udp_flows {
         shared.counters.over_limit.add(1);

@@ -28,7 +28,7 @@ pub enum FrameError {
     #[error("a frame of length 0 (every frame has a kind byte)")]
     Empty,
     /// The frame is over the limit, on either side.
-    #[error("a frame of {length} bytes (the limit is {MAX_FRAME_BYTES})")]
+    #[error("a frame of {length} bytes, which is over the limit")]
     TooLarge {
         /// The announced length, in bytes.
         length: usize,
@@ -91,13 +91,25 @@ pub fn encode(kind: u8, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameEr
 }
 
 /// Cuts frames out of bytes that arrive in any portions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
     start: usize,
+    limit: usize,
+}
+
+impl Default for FrameDecoder {
+    fn default() -> FrameDecoder {
+        FrameDecoder::with_limit(MAX_FRAME_BYTES)
+    }
 }
 
 impl FrameDecoder {
+    /// For a link whose frames are all smaller: no `length` above `limit`.
+    pub fn with_limit(limit: usize) -> FrameDecoder {
+        FrameDecoder { buffer: Vec::new(), start: 0, limit: limit.min(MAX_FRAME_BYTES) }
+    }
+
     /// Adds bytes as they came from the carrier.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.start > 0 {
@@ -112,6 +124,9 @@ impl FrameDecoder {
         let rest = &self.buffer[self.start..];
         let Some(header) = rest.first_chunk::<4>() else { return Ok(None) };
         let length = announced_length(*header)?;
+        if length > self.limit {
+            return Err(FrameError::TooLarge { length });
+        }
         if rest.len() < 4 + length {
             return Ok(None);
         }

@@ -26,6 +26,8 @@ pub const GUEST_MAC: [u8; 6] = [0x02, 0x69, 0x69, 0x69, 0x00, 0x02];
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x69, 0x69, 0x69, 0x00, 0x01];
 /// Bytes of the largest IP packet on the link. No wire is behind it, so large is fast.
 pub const MTU: u16 = 65520;
+/// The guest's name for the host, where the policy lets it get there.
+pub const HOST_NAME: &str = "host.iii.internal";
 
 /// The network of one worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,5 +129,77 @@ impl std::fmt::Display for Transport {
             Transport::Tcp => "tcp",
             Transport::Udp => "udp",
         })
+    }
+}
+
+/// A worker's network when its entry says nothing: the internet, and no port of its own.
+impl Default for Network {
+    fn default() -> Network {
+        Network { egress: Egress::Public, ports: Vec::new() }
+    }
+}
+
+/// As one writes it in config.yaml: `public`, `allow example.com:443, deny 10.0.0.0/8`.
+impl std::fmt::Display for Egress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (allow, deny) = match self {
+            Egress::None => return f.write_str("none"),
+            Egress::Public => return f.write_str("public"),
+            Egress::All => return f.write_str("all"),
+            Egress::Rules { allow, deny } if allow.is_empty() && deny.is_empty() => {
+                return f.write_str("public");
+            }
+            Egress::Rules { allow, deny } => (allow, deny),
+        };
+        let mut between = "";
+        for (word, rules) in [("allow", allow), ("deny", deny)] {
+            for rule in rules {
+                write!(f, "{between}{word} {rule}")?;
+                between = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As one writes it in config.yaml: `[2001:db8::/32]:443`, `*.example.com`.
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.to, self.ports) {
+            (to @ Destination::Net { address: IpAddr::V6(_), .. }, Some(ports)) => {
+                write!(f, "[{to}]:{ports}")
+            }
+            (to, Some(ports)) => write!(f, "{to}:{ports}"),
+            (to, None) => to.fmt(f),
+        }
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Destination::Any => f.write_str("*"),
+            Destination::Name { name } => f.write_str(name),
+            Destination::Net { address: IpAddr::V4(address), prefix: 32 } => address.fmt(f),
+            Destination::Net { address: IpAddr::V6(address), prefix: 128 } => address.fmt(f),
+            Destination::Net { address, prefix } => write!(f, "{address}/{prefix}"),
+        }
+    }
+}
+
+/// `443`, `8000-8010`.
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.first, self.last) {
+            (first, last) if first == last => first.fmt(f),
+            (first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// `127.0.0.1:8080->80/tcp`, as Docker shows it.
+impl std::fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}->{}/{}", self.host, self.guest, self.transport)
     }
 }

@@ -38,7 +38,12 @@ use crate::platform::SessionHost;
 use crate::reaper::Reaper;
 use crate::sys;
 
-use connection::Connection;
+// What carries bytes within windows is not a session's alone.
+pub(crate) use connection::Connection;
+pub(crate) use frames::ConnectionReader;
+pub(crate) use inbound::{Inbound, Next};
+pub(crate) use outbound::Outbound;
+pub(crate) use pump::{poll_again, wait_for, write_all};
 
 /// Stack of each of a session's threads, in bytes: what they carry is on the heap.
 const STACK_BYTES: usize = 256 * 1024;
@@ -190,7 +195,8 @@ impl Drop for Admitted {
     }
 }
 
-fn spawn<T: Send + 'static>(
+/// Starts a thread of a connection.
+pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {

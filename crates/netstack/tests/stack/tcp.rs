@@ -390,7 +390,8 @@ fn bulk(total: usize) -> (Duration, Duration) {
     guest.until("all to arrive", |guest| {
         let socket = guest.tcp(connection);
         while socket.can_recv() {
-            let count = socket.recv(|bytes| (bytes.len(), if send(at, bytes) { bytes.len() } else { 0 })).unwrap();
+            let count =
+                socket.recv(|bytes| (bytes.len(), if send(at, bytes) { bytes.len() } else { 0 })).unwrap();
             assert!(count > 0, "wrong bytes after {at}");
             at += count;
         }
