@@ -121,11 +121,10 @@ impl Taken {
 
 /// Whether the host could not listen for both.
 fn overlap(a: &PublishedPort, b: &PublishedPort) -> bool {
+    // Linux takes IPv4 too on `[::]`.
+    let has = |x: IpAddr, y: IpAddr| x == y || x.is_unspecified() && (x.is_ipv6() || y.is_ipv4());
     let (x, y) = (a.host.ip(), b.host.ip());
-    let same_family = x.is_ipv4() == y.is_ipv4();
-    a.transport == b.transport
-        && a.host.port() == b.host.port()
-        && (x == y || same_family && (x.is_unspecified() || y.is_unspecified()))
+    a.transport == b.transport && a.host.port() == b.host.port() && (has(x, y) || has(y, x))
 }
 
 #[cfg(test)]
@@ -198,7 +197,9 @@ mod tests {
             ("80", "0.0.0.0:80:1", false),
             ("0.0.0.0:80:1", "80", false),
             ("[::]:80:1", "[::1]:80:2", false),
-            ("0.0.0.0:80:1", "[::]:80:1", true),
+            ("0.0.0.0:80:1", "[::1]:80:1", true),
+            ("0.0.0.0:80:1", "[::]:80:1", false),
+            ("80", "[::]:80:1", false),
         ] {
             let mut taken = Taken::default();
             taken.take(ports(a).unwrap()[0], "w", at).unwrap();

@@ -14,7 +14,11 @@ fn a_worker_is_told_where_its_engine_is_and_cannot_be_told_otherwise() {
     let reference = bed.script_image("env", show);
     bed.configure(&[
         bed.entry("plain", &reference, &["network: { egress: none }"]),
-        bed.entry("chosen", &reference, &["config: { III_URL: 'ws://127.0.0.1:50123/x?w=1', III_ISOLATION: no }"]),
+        bed.entry(
+            "chosen",
+            &reference,
+            &["config: { III_URL: 'ws://127.0.0.1:50123/x?w=1', III_ISOLATION: no }"],
+        ),
     ]);
     let _daemon = bed.daemon();
     bed.wait_log("plain", "[ws://localhost:49134|ws://localhost:49134|plain|libkrun]");
@@ -93,7 +97,10 @@ fn a_port_that_is_taken_fails_its_worker_alone_and_says_who_has_it() {
     let status = bed.wait_phase("unlucky", Phase::Failed);
     let cause = status.cause.unwrap();
     let holder = format!("process {}", std::process::id());
-    assert!(cause.message.contains(&format!("127.0.0.1:{port}")) && cause.message.contains(&holder), "{cause:?}");
+    assert!(
+        cause.message.contains(&format!("127.0.0.1:{port}")) && cause.message.contains(&holder),
+        "{cause:?}"
+    );
     assert!(cause.hint.unwrap().contains("ports:"));
     // Once it is free, the worker has it.
     drop(taken);
