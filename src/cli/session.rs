@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, frame_length, header};
+use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length, header};
 use iii_protocol::session::{
     End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
     KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
@@ -361,7 +361,7 @@ impl Mover {
     }
 
     fn take_frames(&mut self) -> Result<Option<End>, Lost> {
-        while let Some(length) = frame_length(&self.incoming).map_err(broken)? {
+        while let Some(length) = frame_length(&self.incoming, MAX_FRAME_BYTES).map_err(broken)? {
             let mut payload = self.incoming.split_to(length).freeze();
             let kind = payload.split_to(HEADER_BYTES)[HEADER_BYTES - 1];
             if let Some(end) = self.take(kind, payload)? {

@@ -4,19 +4,24 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints, Resources};
+use iii_protocol::api::{ErrorBody, ErrorCode};
 
+use super::engine::{ENGINE_VARIABLES, EngineUrl};
 use super::env;
 pub use super::error::ConfigError;
 use super::error::{Problem, line_of};
 use super::fields::{Fields, Missing, Values, Vars};
+use super::network::network;
+use super::ports::Taken;
+use super::resources::resources;
+pub use super::resources::usable_hints;
 use super::schema::{
     Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, RestartConfig, RestartPolicy, Source, WorkerConfig,
     default_resources,
 };
 use super::suggest::suggest;
 use super::tree::{self, Entry, Node, Value};
-use super::units::{SizeText, duration, size};
+use super::units::duration;
 use crate::fsutil::PathError;
 
 /// Comma list of registries spoken to over plain http, besides those in the file.
@@ -27,19 +32,20 @@ pub const MAX_NAME_CHARS: usize = 63;
 const RESERVED_PREFIX: &str = "iii.";
 /// Longest image reference.
 const MAX_IMAGE_CHARS: usize = 512;
-/// Least and most memory of a machine, MiB.
-const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1024 * 1024;
-/// Least and most virtual CPUs that can be asked for; the host's number limits it further.
-const CPUS: std::ops::RangeInclusive<u8> = 1..=64;
-/// Least and most scratch disk, MiB.
-const DISK_MIB: std::ops::RangeInclusive<u64> = 64..=64 * 1024 * 1024;
-const MIB: u64 = 1024 * 1024;
-
 // `rootfs` is found in existing files; it chose between layouts that are one now.
 const TOP_KEYS: &[&str] = &["workers", "modules", "insecure_registries", "orphan_grace", "rootfs"];
-const WORKER_KEYS: &[&str] =
-    &["name", "image", "worker_path", "config", "resources", "restart", "stop_timeout", "boot_timeout"];
-const RESOURCE_KEYS: &[&str] = &["memory", "cpus", "disk"];
+const WORKER_KEYS: &[&str] = &[
+    "name",
+    "image",
+    "worker_path",
+    "config",
+    "resources",
+    "network",
+    "ports",
+    "restart",
+    "stop_timeout",
+    "boot_timeout",
+];
 const RESTART_KEYS: &[&str] = &["policy", "max_restarts", "delay", "max_delay", "reset_after"];
 const POLICIES: &[(&str, RestartPolicy)] = &[
     ("always", RestartPolicy::Always),
@@ -155,9 +161,10 @@ impl Reader<'_> {
             return Err(Problem::at(node.span, message).hint("each worker is an item: `- name: ...`"));
         };
         let mut seen = HashMap::new();
+        let mut ports = Taken::default();
         let mut workers = Vec::with_capacity(items.len());
         for item in items {
-            let worker = self.worker(item)?;
+            let worker = self.worker(item, &mut ports)?;
             let place = item.get("name").map_or(item.span, |name| name.span);
             if let Some(earlier) = seen.insert(worker.name.clone(), place) {
                 let message = format!("there are two workers named `{}`", worker.name);
@@ -168,7 +175,7 @@ impl Reader<'_> {
         Ok(workers)
     }
 
-    fn worker(&self, item: &Node) -> Result<WorkerConfig, Problem> {
+    fn worker(&self, item: &Node, ports: &mut Taken) -> Result<WorkerConfig, Problem> {
         // The name first, for the messages about everything else.
         let place = match item.get("name").and_then(Node::text) {
             Some(name) => format!("in worker `{}`", name.escape_debug()),
@@ -189,6 +196,7 @@ impl Reader<'_> {
             Some(node) => resources(node, &place, &mut values)?,
             None => default_resources(),
         };
+        let network = network(&fields, (&name, &place), &mut values, ports)?;
         let restart = match fields.get("restart") {
             Some(node) => restart(node, &place, &mut values)?,
             None => RestartConfig::default(),
@@ -211,8 +219,37 @@ impl Reader<'_> {
             None => Vec::new(),
         };
         let env = if values.missing.is_empty() { Ok(env) } else { Err(self.unset(&values.missing)) };
+        let (env, engine) = match env.and_then(|env| Ok((self.engine(&env, fields.get("config"))?, env))) {
+            Ok((engine, env)) => (Ok(env), engine),
+            Err(error) => (Err(error), EngineUrl::default()),
+        };
         let stop_timeout = stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT);
-        Ok(WorkerConfig { name, source, env, resources, restart, stop_timeout, boot_timeout })
+        Ok(WorkerConfig {
+            name,
+            source,
+            env,
+            engine,
+            resources,
+            network,
+            restart,
+            stop_timeout,
+            boot_timeout,
+        })
+    }
+
+    /// The engine that the worker's variables choose. A wrong address is this worker's failure alone.
+    fn engine(&self, env: &[(String, String)], config: Option<&Node>) -> Result<EngineUrl, ErrorBody> {
+        let value = |name: &str| env.iter().find(|(key, value)| key == name && !value.is_empty());
+        let Some((variable, text)) = ENGINE_VARIABLES.into_iter().find_map(value) else {
+            return Ok(EngineUrl::default());
+        };
+        EngineUrl::parse(text).map_err(|why| {
+            let line = config.map_or(1, |config| line_of(self.text, env::place(config, variable).start));
+            let message =
+                format!("{}:{line}: `{variable}` is no address of an engine: {why}", self.path.display());
+            let hint = Some("write it like `ws://localhost:49134`, or take it out of `config:`".to_owned());
+            ErrorBody { code: ErrorCode::BadConfig, message, hint }
+        })
     }
 
     /// `worker_path:` wins over `image:`, but both are checked.
@@ -288,81 +325,6 @@ fn head(item: &Node) -> tree::Span {
         Value::Map { entries, .. } => entries.first().map_or(item.span, |e: &Entry| e.key_span),
         _ => item.span,
     }
-}
-
-/// Leaves what `resources:` would accept of an image's hints, and says what it would not.
-pub fn usable_hints(hints: ResourceHints) -> (ResourceHints, Vec<String>) {
-    let mut problems = Vec::new();
-    let mut refuse = |what: String, least: u64, most: u64| {
-        problems.push(format!("the image asks for {what}, which is not from {least} to {most}: left out"));
-    };
-    let memory_mib = hints.memory_mib.filter(|mib| {
-        let fits = MEMORY_MIB.contains(&u64::from(*mib));
-        if !fits {
-            refuse(format!("{mib} MiB of memory"), *MEMORY_MIB.start(), *MEMORY_MIB.end());
-        }
-        fits
-    });
-    let cpus = hints.cpus.filter(|cpus| {
-        let fits = CPUS.contains(cpus);
-        if !fits {
-            refuse(format!("{cpus} CPUs"), (*CPUS.start()).into(), (*CPUS.end()).into());
-        }
-        fits
-    });
-    (ResourceHints { memory_mib, cpus }, problems)
-}
-
-fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resources, Problem> {
-    let fields = Fields::of(node, &format!("under `resources` {place}"), RESOURCE_KEYS)?;
-    let mut resources = default_resources();
-    if let Some(node) = fields.get("memory") {
-        let expected = "a number of MiB or a size such as `2GiB`";
-        if let Some(mib) = values.parsed(node, "memory", expected, |text| mib(text, true))? {
-            resources.memory_mib = in_range(mib, &MEMORY_MIB)
-                .and_then(|mib| u32::try_from(mib).map_err(|e| e.to_string()))
-                .map_err(|e| Problem::at(node.span, format!("`memory`: {e}")))?;
-        }
-    }
-    if let Some(node) = fields.get("cpus") {
-        let read = |text: &str| match text.trim().parse::<u8>() {
-            Ok(cpus) if CPUS.contains(&cpus) => Ok(cpus),
-            _ => Err(format!(
-                "expected a whole number from {} to {}, found `{text}`",
-                CPUS.start(),
-                CPUS.end()
-            )),
-        };
-        if let Some(cpus) = values.parsed(node, "cpus", "a whole number", read)? {
-            resources.cpus = cpus;
-        }
-    }
-    if let Some(node) = fields.get("disk")
-        && let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", |text| mib(text, false))?
-    {
-        let mib = in_range(mib, &DISK_MIB).map_err(|e| Problem::at(node.span, format!("`disk`: {e}")))?;
-        resources.disk_bytes = mib * MIB;
-    }
-    Ok(resources)
-}
-
-/// Whole MiB; a number alone is one only where `bare` says so.
-fn mib(text: &str, bare: bool) -> Result<u64, String> {
-    match size(text)? {
-        SizeText::Bare(mib) if bare => Ok(mib),
-        SizeText::Bare(n) => {
-            Err(format!("expected a size with its unit, found `{n}`; did you mean `{n}GiB`?"))
-        }
-        SizeText::Bytes(bytes) if bytes % MIB == 0 => Ok(bytes / MIB),
-        SizeText::Bytes(_) => Err(format!("`{text}` is not a whole number of MiB")),
-    }
-}
-
-fn in_range(mib: u64, range: &std::ops::RangeInclusive<u64>) -> Result<u64, String> {
-    if range.contains(&mib) {
-        return Ok(mib);
-    }
-    Err(format!("{mib} MiB is outside of what is possible, {} MiB to {} MiB", range.start(), range.end()))
 }
 
 fn restart(node: &Node, place: &str, values: &mut Values<'_>) -> Result<RestartConfig, Problem> {

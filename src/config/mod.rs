@@ -8,12 +8,17 @@
 
 pub mod diff;
 pub mod edit;
+pub mod engine;
 mod env;
 pub mod error;
 pub mod expand;
 mod fields;
 pub mod load;
 pub mod locate;
+mod network;
+mod ports;
+mod resources;
+mod rules;
 pub mod schema;
 pub mod suggest;
 mod tree;

@@ -38,8 +38,13 @@ use crate::platform::SessionHost;
 use crate::reaper::Reaper;
 use crate::sys;
 
-use connection::Connection;
-use threads::spawn;
+// What carries bytes within windows is not a session's alone.
+pub(crate) use connection::Connection;
+pub(crate) use frames::ConnectionReader;
+pub(crate) use inbound::{Inbound, Next};
+pub(crate) use outbound::Outbound;
+pub(crate) use pump::{poll_again, wait_for, write_all};
+pub(crate) use threads::spawn;
 
 /// Connections at a time: sessions, and those that were answered and not closed by their client yet.
 const MAX_CONNECTIONS: usize = 2 * MAX_SESSIONS;

@@ -40,21 +40,21 @@ struct State {
     jobs: VecDeque<Job>,
 }
 
-/// Work in a thread of its own.
+/// Work in a thread of its own, of a session or of another connection.
 #[derive(Debug)]
-pub(super) struct Working<T> {
+pub(crate) struct Working<T> {
     result: Receiver<thread::Result<T>>,
 }
 
 impl<T> Working<T> {
     /// Waits for its end; an error when it panicked.
-    pub(super) fn join(self) -> thread::Result<T> {
+    pub(crate) fn join(self) -> thread::Result<T> {
         self.result.recv().unwrap_or_else(|gone| Err(Box::new(gone)))
     }
 }
 
 /// Gives the work to a thread that waits, or to a new one.
-pub(super) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<Working<T>> {
+pub(crate) fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<Working<T>> {
     let (sender, result) = sync_channel(1);
     let job = Box::new(move || {
         // Nobody may want to know.

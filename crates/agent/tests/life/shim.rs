@@ -145,7 +145,17 @@ impl Shim {
 
     pub(crate) fn plan(&mut self, workload: ProcessPlan) {
         let root = RootPlan::Surroundings;
-        self.say(KIND_PLAN, &BootPlan { version: VERSION, hostname: "test".into(), root, workload });
+        self.say(
+            KIND_PLAN,
+            &BootPlan {
+                version: VERSION,
+                hostname: "test".into(),
+                root,
+                network: None,
+                engine_port: None,
+                workload,
+            },
+        );
     }
 
     pub(crate) fn stop(&mut self, signal: i32, grace_ms: u64) {
