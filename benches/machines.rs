@@ -5,24 +5,33 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use iii_protocol::api::Phase;
-use iii_protocol::frame::read_frame;
-use iii_protocol::guest::KIND_HELLO;
 
+#[path = "machines/bare.rs"]
+mod bare;
 #[path = "../tests/scenarios/bed.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod bed;
+#[path = "../tests/compare/crun.rs"]
+mod crun;
+#[path = "machines/exec.rs"]
+mod exec;
+#[path = "machines/peer.rs"]
+mod peer;
 #[path = "../tests/support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod support;
 
-use bed::{Bed, Tier};
+use bare::Bare;
+use bed::{Bed, Tier, shell_layer};
+use peer::Peer;
+use serde_json::json;
+use support::registry::{Packing, Tree, image, layer};
 
 /// How machines run here.
 const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_secs(120) };
@@ -30,20 +39,26 @@ const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_sec
 const ROUNDS: usize = 5;
 /// How long an idle daemon is watched.
 const IDLE: Duration = Duration::from_secs(20);
-/// The image in the archive that the peer loads.
-const PEER_IMAGE: &str = "ticker";
 /// Memory of every machine here, MiB; as the peer's default.
 const MEMORY_MIB: u32 = 512;
 
 fn binary() -> PathBuf {
-    PathBuf::from(std::env::var_os("III_BIN").expect("III_BIN names no binary: use `make bench`"))
+    environment("III_BIN")
+}
+
+/// A path that `scripts/bench` names.
+fn environment(name: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make bench`")))
 }
 
 fn main() {
     let bed = Bed::new();
     // Its shell would tell of the ended sleep.
     let script = "exec 2>/dev/null; trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait $!; done";
-    let reference = bed.script_image("bench", script);
+    let flood = fs::read(environment("III_BENCH_FLOOD")).expect("the program that moves bytes");
+    let tools = layer(&Tree::new().dir("bin").program("bin/flood", &flood).finish(), Packing::Plain);
+    let config = json!({ "Entrypoint": ["/bin/sh", "-c", script] });
+    let reference = bed.push("bench", &image(&[shell_layer(), tools], config));
     let resources = format!("resources: {{ memory: {MEMORY_MIB}, cpus: 1, disk: 4GiB }}");
     bed.configure(&[bed.entry("bench", &reference, &[&resources])]);
     let daemon = bed.daemon();
@@ -73,8 +88,9 @@ fn main() {
         stops.push(began.elapsed());
         starts.push(cold_start(&bed));
     }
+    let ours = exec::measure(&exec::Iii(&bed));
     bed.ok(&["worker", "stop", "bench"]);
-    let floors: Vec<Duration> = (0..ROUNDS).map(|_| floor(&bed)).collect();
+    let floors: Vec<Duration> = (0..ROUNDS).map(|_| Bare::boot(&bed).hello_after).collect();
     let (start, stop, floor) = (median(starts), median(stops), median(floors));
     rows.push(row("floor: bare libkrun to hello", seconds(floor), "", true));
     let ratio = start.as_secs_f64() / floor.as_secs_f64();
@@ -84,14 +100,30 @@ fn main() {
         "1.3 x",
         ratio <= 1.3,
     ));
-    match peer_stop(&bed) {
+    match Peer::start(&bed) {
         Ok(peer) => {
-            let ratio = stop.as_secs_f64() / peer.as_secs_f64();
-            rows.push(row("peer: msb stop", seconds(peer), "", true));
+            let exec = exec::measure(&peer);
+            let peers = peer.stops(ROUNDS);
+            let ratio = stop.as_secs_f64() / peers.as_secs_f64();
+            rows.push(row("peer: msb stop", seconds(peers), "", true));
             rows.push(row("stop", format!("{} = {ratio:.2} x peer", seconds(stop)), "0.5 x", ratio <= 0.5));
+            let ratio = ours.median.as_secs_f64() / exec.median.as_secs_f64();
+            rows.push(exec.row("peer: msb exec"));
+            rows.push(row("exec, p50", format!("{ratio:.2} x peer"), "0.2 x", ratio <= 0.2));
         }
         Err(why) => rows.push(row("stop", format!("{} (no peer: {why})", seconds(stop)), "", true)),
     }
+    rows.push(exec::measure(&exec::Container(crun::Crun::start())).row("crun exec, no machine"));
+    rows.push(ours.row("exec"));
+    let plain = exec::plain_vsock(&bed);
+    rows.push(row("plain vsock, MiB/s", format!("out {:.0}, in {:.0}", plain.out, plain.into), "", true));
+    let ratios = (ours.out / plain.out, ours.into / plain.into);
+    rows.push(row(
+        "exec throughput",
+        format!("out {:.2}, in {:.2} x plain", ratios.0, ratios.1),
+        ">= 0.5 x",
+        ratios.0.min(ratios.1) >= 0.5,
+    ));
     print!("{}", rows.concat());
     daemon.stop();
 }
@@ -100,7 +132,8 @@ fn row(what: &str, value: String, aim: &str, met: bool) -> String {
     let verdict = if aim.is_empty() {
         String::new()
     } else {
-        format!("aim <= {aim}: {}", if met { "met" } else { "MISSED" })
+        let bound = if aim.starts_with('>') { "" } else { "<= " };
+        format!("aim {bound}{aim}: {}", if met { "met" } else { "MISSED" })
     };
     format!("{what:<32} {value:<32} {verdict}\n")
 }
@@ -142,43 +175,6 @@ fn cold_start(bed: &Bed) -> Duration {
     took
 }
 
-/// What libkrun and the guest's kernel take by themselves, with the same agent and disks.
-fn floor(bed: &Bed) -> Duration {
-    let (socket, sessions) = (bed.home().join("floor.sock"), bed.home().join("floor-sessions.sock"));
-    for stale in [&socket, &sessions] {
-        let _ = fs::remove_file(stale);
-    }
-    let listener = UnixListener::bind(&socket).expect("a socket");
-    let root_disk = fs::read_dir(bed.home().join("images"))
-        .expect("images")
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "erofs"))
-        .expect("a root disk");
-    // The order names whom the machine must not outlive.
-    let config = serde_json::json!({ "shim_pid": std::process::id(), "kind": {
-        "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
-        "scratch_disk": bed.home().join("managed/bench/scratch.ext4"), "sockets": { "control": socket, "sessions": sessions },
-        "libkrunfw": std::env::var("III_LIBKRUNFW_PATH").expect("III_LIBKRUNFW_PATH is set by make bench"),
-    } });
-    let began = Instant::now();
-    let mut vmm = Command::new(binary())
-        .arg("__vmm")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the VMM starts");
-    vmm.stdin.take().expect("piped").write_all(config.to_string().as_bytes()).expect("it reads");
-    let (mut agent, _): (UnixStream, _) = listener.accept().expect("the agent connects");
-    let frame = read_frame(&mut agent).expect("a frame").expect("a frame");
-    let took = began.elapsed();
-    assert_eq!(frame.kind, KIND_HELLO);
-    vmm.kill().expect("the VMM can be killed");
-    vmm.wait().expect("the VMM ends");
-    took
-}
-
 fn proc_field(pid: u32, field: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
@@ -217,42 +213,4 @@ fn idle(pid: u32, watch: Duration) -> (f64, f64) {
         }
     }
     (switches / watch.as_secs_f64(), seconds / watch.as_secs_f64())
-}
-
-/// The same workload stopped by the peer `msb`, in the same host.
-fn peer_stop(bed: &Bed) -> Result<Duration, String> {
-    let msb = std::env::var_os("III_BENCH_MSB").map(PathBuf::from).ok_or("III_BENCH_MSB is not set")?;
-    let archive =
-        std::env::var_os("III_BENCH_ARCHIVE").map(PathBuf::from).ok_or("III_BENCH_ARCHIVE is not set")?;
-    let run = |args: &[&str]| -> Result<String, String> {
-        let output = Command::new(&msb)
-            .args(args)
-            .env("HOME", bed.home())
-            .env("MSB_HOME", bed.home().join("msb"))
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|e| e.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(text);
-        }
-        Err(format!("msb {args:?}: {}{text}", String::from_utf8_lossy(&output.stderr)))
-    };
-    run(&["load", "-i", path(&archive)])?;
-    run(&["create", "--name", "bench", "--memory", "512M", "--cpus", "1", PEER_IMAGE])?;
-    let mut times = Vec::new();
-    for round in 0..ROUNDS {
-        // `create` has started it.
-        if round > 0 {
-            run(&["start", "bench"])?;
-        }
-        let began = Instant::now();
-        run(&["stop", "bench"])?;
-        times.push(began.elapsed());
-    }
-    Ok(median(times))
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("UTF-8 paths")
 }

@@ -7,7 +7,7 @@ pub mod disk;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iii_protocol::log::LogRecord;
+use iii_protocol::log::{LogRecord, Wanted};
 use tokio::sync::watch;
 
 /// Bytes a ring holds by default.
@@ -83,6 +83,23 @@ impl LogRing {
         self.next.subscribe()
     }
 
+    /// Where the last `count` of the wanted records begin; `None` if that is further back than the ring.
+    pub fn tail(&self, count: u64, wanted: Wanted) -> Option<u64> {
+        let inner = self.lock();
+        let mut left = count;
+        let mut from = inner.records.back().map(|newest| newest.seq + 1)?;
+        for record in inner.records.iter().rev() {
+            if left == 0 {
+                return Some(from);
+            }
+            if wanted.takes(record.stream) {
+                left -= 1;
+                from = record.seq;
+            }
+        }
+        (left == 0).then_some(from)
+    }
+
     /// Up to `max` records from number `from` on.
     pub fn read(&self, from: u64, max: usize) -> Chunk {
         let inner = self.lock();
@@ -101,6 +118,30 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+
+    #[test]
+    fn a_tail_counts_what_is_wanted_and_nothing_else() {
+        let ring = LogRing::new(1 << 20);
+        assert_eq!(ring.tail(0, Wanted::All), None);
+        for seq in 11..=20 {
+            let stream = if seq % 5 == 0 { Stream::Event } else { Stream::Stdout };
+            let ts = Timestamp::UNIX_EPOCH;
+            ring.push(LogRecord { seq, ts, generation: 1, stream, bytes: b"x".to_vec() });
+        }
+        for (count, wanted, from) in [
+            (0, Wanted::Output, Some(21)),
+            (3, Wanted::All, Some(18)),
+            (1, Wanted::Output, Some(19)),
+            (5, Wanted::Output, Some(14)),
+            (8, Wanted::Output, Some(11)),
+            (9, Wanted::Output, None),
+            (1, Wanted::Events, Some(20)),
+            (2, Wanted::Events, Some(15)),
+            (3, Wanted::Events, None),
+        ] {
+            assert_eq!(ring.tail(count, wanted), from, "{count} {wanted:?}");
+        }
+    }
 
     #[test]
     fn a_flood_of_empty_lines_takes_no_more_memory_than_long_ones() {

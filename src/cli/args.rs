@@ -202,6 +202,9 @@ pub struct LogsArgs {
     /// What it wrote before it was started the last time.
     #[arg(long)]
     pub previous: bool,
+    /// Instead of what it wrote, what its network refused.
+    #[arg(long)]
+    pub events: bool,
     /// One JSON object per line, for programs.
     #[arg(long)]
     pub json: bool,

@@ -277,6 +277,7 @@ pub fn worker_path(name: &str, route: &str) -> String {
 pub fn logs_path(name: &str, query: &LogsQuery) -> String {
     let mut parts = vec![format!("follow={}", query.follow), format!("previous={}", query.previous)];
     parts.extend(query.tail.map(|tail| format!("tail={tail}")));
+    parts.extend(query.events.then(|| "events=true".to_owned()));
     // A timestamp is digits, `-`, `:`, `.`, `T` and `Z`: all of them may stand in a query.
     parts.extend(query.since.map(|since| format!("since={since}")));
     format!("{}?{}", worker_path(name, "logs"), parts.join("&"))

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod loss;
 pub mod offline;
 pub mod output;
+mod ports;
 pub mod progress;
 pub mod session;
 pub mod signals;

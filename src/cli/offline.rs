@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use iii_protocol::api::{Desired, Phase, WorkerStatus};
+use iii_protocol::api::{Desired, Phase, Refused, WorkerStatus};
 use iii_protocol::exit::ExitRecord;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -98,6 +98,8 @@ pub fn worker_status(ctx: &Context, worker: &WorkerConfig) -> Result<WorkerStatu
         },
         image_digest: None,
         resources: worker.resources,
+        network: worker.network.clone(),
+        refused: Refused::default(),
         shim_pid: None,
         vmm_pid: None,
         log_dir: ctx.home.logs(&worker.name).display().to_string(),

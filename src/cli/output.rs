@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::exit::Failure;
+use super::ports::{ports_in_full, ports_in_short};
 use crate::units::{short_bytes, short_duration};
 
 const RED: &str = "\x1b[31m";
@@ -190,17 +191,27 @@ pub struct Row<'a> {
 
 /// The table of `list`.
 pub fn worker_table(rows: &[Row<'_>], now: Timestamp, style: Style) -> String {
-    let mut table = table(&["NAME", "TYPE", "STATUS", "UPTIME", "RESTARTS", "LAST-EXIT"]);
+    let mut header = vec!["NAME", "TYPE", "STATUS", "UPTIME", "RESTARTS", "LAST-EXIT"];
+    // Most workers have none, and a terminal is narrow.
+    let with_ports = rows.iter().any(|row| !row.status.network.ports.is_empty());
+    if with_ports {
+        header.push("PORTS");
+    }
+    let mut table = table(&header);
     for Row { status, status_word } in rows {
         let word = status_word.map_or_else(|| status.phase.to_string(), str::to_owned);
-        table.add_row([
+        let mut cells = vec![
             status.name.clone(),
             status.worker_type.to_string(),
             style.paint(phase_colour(status.phase), &word),
             status.running_since.map_or_else(|| "-".to_owned(), |since| short_duration(between(since, now))),
             status.restarts.to_string(),
             status.exits.first().map_or_else(|| "-".to_owned(), |exit| last_exit(exit, now)),
-        ]);
+        ];
+        if with_ports {
+            cells.push(ports_in_short(&status.network.ports));
+        }
+        table.add_row(cells);
     }
     render(table)
 }
@@ -265,6 +276,14 @@ pub fn worker_details(
             short_bytes(resources.disk_bytes)
         ),
     ));
+    facts.push(("Egress", status.network.egress.to_string()));
+    if !status.network.ports.is_empty() {
+        facts.push(("Ports", ports_in_full(&status.network.ports)));
+    }
+    if status.refused.count > 0 {
+        let last = status.refused.last.as_ref().map(|last| format!(", last: {last}")).unwrap_or_default();
+        facts.push(("Refused", format!("{}{last}", status.refused.count)));
+    }
     let pids = [("shim", status.shim_pid), ("vmm", status.vmm_pid)];
     let pids: Vec<_> = pids.into_iter().filter_map(|(what, pid)| Some(format!("{what} {}", pid?))).collect();
     if !pids.is_empty() {
@@ -319,7 +338,8 @@ pub fn between(from: Timestamp, to: Timestamp) -> Duration {
 pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
-    use iii_protocol::api::{Desired, ErrorBody, ErrorCode, Resources, WorkerType};
+    use iii_protocol::api::{Desired, ErrorBody, ErrorCode, Refused, Resources, WorkerType};
+    use iii_protocol::network::{Network, PublishedPort, Transport};
 
     use super::*;
 
@@ -370,6 +390,8 @@ pub(super) mod tests {
             image: Some("redis:7".to_owned()),
             image_digest: None,
             resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
+            network: Network::default(),
+            refused: Refused::default(),
             shim_pid: None,
             vmm_pid: None,
             log_dir: format!("/home/u/.iii/logs/{name}"),
@@ -398,6 +420,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_list_has_a_column_of_ports_only_if_some_worker_has_one() {
+        let mut web = worker("web", Phase::Running);
+        let host = "0.0.0.0:8080".parse().unwrap();
+        web.network.ports = vec![PublishedPort { host, guest: 80, transport: Transport::Tcp }];
+        let idle = worker("idle", Phase::Stopped);
+        let rows = [&web, &idle].map(|status| Row { status, status_word: None });
+        insta::assert_snapshot!(worker_table(&rows, at(192), Style::default()), @r"
+        NAME  TYPE  STATUS   UPTIME  RESTARTS  LAST-EXIT  PORTS
+        web   OCI   running  3m 12s  0         -          0.0.0.0:8080->80
+        idle  OCI   stopped  -       0         -          -
+        ");
+    }
+
+    #[test]
     fn colours_do_not_move_columns() {
         let web = worker("web", Phase::Running);
         let rows = [Row { status: &web, status_word: None }];
@@ -418,6 +454,9 @@ pub(super) mod tests {
         });
         web.until = Some(at(64));
         web.image_digest = Some("sha256:00ff".to_owned());
+        let host = "127.0.0.1:8080".parse().unwrap();
+        web.network.ports = vec![PublishedPort { host, guest: 80, transport: Transport::Tcp }];
+        web.refused = Refused { count: 12, last: Some("tcp 10.0.0.5:22 (private)".to_owned()) };
         web.shim_pid = Some(41);
         web.vmm_pid = Some(42);
         let could_not = ExitCause::CouldNotStart {
@@ -444,6 +483,9 @@ pub(super) mod tests {
         Image:      redis:7
         Digest:     sha256:00ff
         Resources:  2 GiB memory, 2 vCPUs, 16 GiB scratch disk
+        Egress:     public
+        Ports:      127.0.0.1:8080->80/tcp
+        Refused:    12, last: tcp 10.0.0.5:22 (private)
         Processes:  shim 41, vmm 42
         Logs:       /home/u/.iii/logs/web
         Exits:

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use iii_protocol::frame::{Frame, FrameDecoder, FrameError, header};
+use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length, header};
 use iii_protocol::session::{
     End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
     KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
@@ -33,7 +33,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::client::{Client, ClientError, worker_path};
 
 /// How many pieces of input may wait for the window; each is what the caller made it.
-pub const INPUT_QUEUE: usize = 4;
+pub const INPUT_QUEUE: usize = 2;
 /// How many control frames may wait to be sent.
 pub const CONTROL_QUEUE: usize = 32;
 /// Bytes of frames that may wait for the carrier before nothing more is put behind them.
@@ -213,7 +213,7 @@ fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
     let taken = Arc::<Taken>::default();
     let mut mover = Mover {
         stream,
-        decoder: FrameDecoder::default(),
+        incoming: BytesMut::from(received),
         outgoing: BytesMut::from(open),
         can_write: true,
         input: Some(input),
@@ -224,7 +224,6 @@ fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
         started: Some(started_sender),
         taken: taken.clone(),
     };
-    mover.decoder.feed(received);
     tokio::spawn(async move {
         let result = tokio::select! {
             result = mover.run(control) => result,
@@ -247,7 +246,8 @@ fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
 /// Moves the frames of one session.
 struct Mover {
     stream: UnixStream,
-    decoder: FrameDecoder,
+    /// What was read and is not yet a whole frame.
+    incoming: BytesMut,
     outgoing: BytesMut,
     /// False once a write has failed: what is still to be read counts all the same.
     can_write: bool,
@@ -267,7 +267,6 @@ impl Mover {
     async fn run(&mut self, mut control: mpsc::Receiver<Frame>) -> Result<End, Lost> {
         let taken = self.taken.clone();
         let mut has_control = true;
-        let mut buffer = BytesMut::with_capacity(READ_BYTES);
         loop {
             if let Some(end) = self.take_frames()? {
                 return Ok(end);
@@ -279,7 +278,7 @@ impl Mover {
             tokio::select! {
                 ready = self.stream.readable() => {
                     ready.map_err(|_| Lost::Disconnected)?;
-                    self.read(&mut buffer)?;
+                    self.read()?;
                 }
                 _ = self.stream.writable(), if self.can_write && !self.outgoing.is_empty() => {}
                 frame = control.recv(), if room && has_control => match frame {
@@ -351,35 +350,33 @@ impl Mover {
         Ok(())
     }
 
-    fn read(&mut self, buffer: &mut BytesMut) -> Result<(), Lost> {
-        buffer.clear();
-        buffer.reserve(READ_BYTES);
-        match self.stream.try_read_buf(buffer) {
+    fn read(&mut self) -> Result<(), Lost> {
+        self.incoming.reserve(READ_BYTES);
+        match self.stream.try_read_buf(&mut self.incoming) {
             Ok(0) => Err(Lost::Disconnected),
-            Ok(_) => {
-                self.decoder.feed(buffer);
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Lost::Disconnected),
         }
     }
 
     fn take_frames(&mut self) -> Result<Option<End>, Lost> {
-        while let Some(frame) = self.decoder.next_frame().map_err(broken)? {
-            if let Some(end) = self.take(frame)? {
+        while let Some(length) = frame_length(&self.incoming, MAX_FRAME_BYTES).map_err(broken)? {
+            let mut payload = self.incoming.split_to(length).freeze();
+            let kind = payload.split_to(HEADER_BYTES)[HEADER_BYTES - 1];
+            if let Some(end) = self.take(kind, payload)? {
                 return Ok(Some(end));
             }
         }
         Ok(None)
     }
 
-    fn take(&mut self, frame: Frame) -> Result<Option<End>, Lost> {
-        match frame.kind {
-            KIND_STDOUT => self.output(0, frame.payload)?,
-            KIND_STDERR => self.output(1, frame.payload)?,
+    fn take(&mut self, kind: u8, payload: Bytes) -> Result<Option<End>, Lost> {
+        match kind {
+            KIND_STDOUT => self.output(0, payload)?,
+            KIND_STDERR => self.output(1, payload)?,
             KIND_CREDIT => {
-                let bytes = parse_credit(&frame.payload).ok_or_else(|| broken("credit without a number"))?;
+                let bytes = parse_credit(&payload).ok_or_else(|| broken("credit without a number"))?;
                 self.send_window.credited(bytes).map_err(broken)?;
             }
             KIND_STDIN_CLOSED => {
@@ -387,25 +384,25 @@ impl Mover {
                 self.pending = Bytes::new();
             }
             KIND_STARTED => {
-                let started = frame.parse().map_err(broken)?;
+                let started = serde_json::from_slice(&payload).map_err(broken)?;
                 if let Some(sender) = self.started.take() {
                     let _ = sender.send(started);
                 }
             }
-            KIND_END => return frame.parse().map(Some).map_err(broken),
+            KIND_END => return serde_json::from_slice(&payload).map(Some).map_err(broken),
             kind => return Err(broken(format!("a frame of the unknown kind {kind}"))),
         }
         Ok(None)
     }
 
-    fn output(&mut self, which: usize, payload: Vec<u8>) -> Result<(), Lost> {
+    fn output(&mut self, which: usize, payload: Bytes) -> Result<(), Lost> {
         let bytes = payload.len();
         if bytes == 0 {
             // Not counted by the window, so not kept either.
             return Ok(());
         }
         self.receive_window.received(bytes).map_err(broken)?;
-        let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload.into()).is_ok());
+        let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload).is_ok());
         if !sent {
             // Thrown away; the other stream still needs the room.
             self.taken.add(bytes);

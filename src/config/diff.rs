@@ -11,7 +11,7 @@ pub enum Change {
     Added(WorkerConfig),
     /// A worker that is no longer there: stop it.
     Removed(String),
-    /// What runs is different (source, environment, resources): stop it and start it anew.
+    /// What runs is different (source, environment, resources, network): stop it and start it anew.
     Restart(WorkerConfig),
     /// Only how it is looked after is different (restart policy, timeouts, order of its variables): no restart.
     Update(WorkerConfig),
@@ -57,7 +57,7 @@ fn runs_the_same(a: &WorkerConfig, b: &WorkerConfig) -> bool {
         }
         (a, b) => a == b,
     };
-    same_env && a.source == b.source && a.resources == b.resources
+    same_env && a.source == b.source && a.resources == b.resources && a.network == b.network
 }
 
 #[cfg(test)]
@@ -65,9 +65,11 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use iii_protocol::network::Network;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::engine::EngineUrl;
     use crate::config::load::parse;
     use crate::config::schema::{RestartConfig, Source, default_resources};
 
@@ -85,6 +87,15 @@ mod tests {
             ("workers: [{name: a, image: x, config: {A: 1}}]", Some("restart")),
             ("workers: [{name: a, worker_path: /x, config: {A: 1, B: 2}}]", Some("restart")),
             ("workers: [{name: a, image: x, config: {A: 1, B: 2}, resources: {cpus: 1}}]", Some("restart")),
+            (
+                "workers: [{name: a, image: x, config: {A: 1, B: 2}, network: {egress: none}}]",
+                Some("restart"),
+            ),
+            ("workers: [{name: a, image: x, config: {A: 1, B: 2}, ports: [80]}]", Some("restart")),
+            (
+                "workers: [{name: a, image: x, config: {A: 1, B: 2}, network: {egress: public}, ports: []}]",
+                None,
+            ),
             ("workers: [{name: a, image: x, config: {A: 1, B: 2}, restart: never}]", Some("update")),
             ("workers: [{name: a, image: x, config: {A: 1, B: 2}, stop_timeout: 1s}]", Some("update")),
             ("workers: [{name: a, image: x, config: {A: 1, B: 2}, boot_timeout: 1s}]", Some("update")),
@@ -125,7 +136,9 @@ mod tests {
                 name: String::new(),
                 source,
                 env: Ok(env),
+                engine: EngineUrl::default(),
                 resources: default_resources(),
+                network: Network::default(),
                 restart: RestartConfig::default(),
                 stop_timeout: Duration::from_secs(stop.into()),
                 boot_timeout: None,

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::error::Problem;
 use super::fields::Values;
-use super::tree::{Entry, Node, Value};
+use super::tree::{Entry, Node, Span, Value};
 
 /// The variables of a `config:` mapping, in its order; a later entry replaces an earlier one of the same name.
 pub(super) fn flatten(config: &Node, values: &mut Values<'_>) -> Result<Vec<(String, String)>, Problem> {
@@ -50,6 +50,22 @@ pub(super) fn names(config: &Node) -> Vec<String> {
     let mut found = Vec::new();
     collect("", config, &mut found);
     found
+}
+
+/// Where the variable `name` is written in a `config:` mapping; the mapping itself if that is nowhere.
+pub(super) fn place(config: &Node, name: &str) -> Span {
+    fn find(prefix: &str, node: &Node, wanted: &str) -> Option<Span> {
+        let Value::Map { entries, .. } = &node.value else { return None };
+        // A later one replaces an earlier one.
+        entries.iter().rev().find_map(|entry| {
+            let name = format!("{prefix}{}", upper(&entry.key));
+            match entry.value.value {
+                Value::Map { .. } => find(&format!("{name}_"), &entry.value, wanted),
+                _ => (name == wanted).then_some(entry.key_span),
+            }
+        })
+    }
+    find("", config, name).unwrap_or(config.span)
 }
 
 fn upper(key: &str) -> String {

@@ -17,6 +17,10 @@ const MISPLACED: &[(&str, &str)] = &[
     ("memory", "`memory` belongs under `resources:`"),
     ("cpus", "`cpus` belongs under `resources:`"),
     ("disk", "`disk` belongs under `resources:`"),
+    ("egress", "`egress` belongs under `network:`"),
+    ("allow", "`allow` belongs under `network:`, in `egress:`"),
+    ("deny", "`deny` belongs under `network:`, in `egress:`"),
+    ("ports", "`ports` belongs directly under the worker"),
     ("max_restarts", "`max_restarts` belongs under `restart:`"),
 ];
 

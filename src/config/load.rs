@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, ErrorCode};
 
+use super::engine::{ENGINE_VARIABLES, EngineUrl};
 use super::env;
 pub use super::error::ConfigError;
 use super::error::{Problem, line_of};
 use super::fields::{self, Fields, Missing, Values, Vars};
+use super::network::network;
+use super::ports::Taken;
 use super::registries::{insecure, insecure_of_environment, registries};
 use super::resources::resources;
 use super::schema::{
@@ -28,12 +31,21 @@ pub const MAX_NAME_CHARS: usize = 63;
 const RESERVED_PREFIX: &str = "iii.";
 /// Longest image reference.
 const MAX_IMAGE_CHARS: usize = 512;
-
 // `rootfs` is found in existing files; it chose between layouts that are one now.
 const TOP_KEYS: &[&str] =
     &["workers", "modules", "insecure_registries", "registries", "orphan_grace", "rootfs"];
-const WORKER_KEYS: &[&str] =
-    &["name", "image", "worker_path", "config", "resources", "restart", "stop_timeout", "boot_timeout"];
+const WORKER_KEYS: &[&str] = &[
+    "name",
+    "image",
+    "worker_path",
+    "config",
+    "resources",
+    "network",
+    "ports",
+    "restart",
+    "stop_timeout",
+    "boot_timeout",
+];
 const RESTART_KEYS: &[&str] = &["policy", "max_restarts", "delay", "max_delay", "reset_after"];
 const POLICIES: &[(&str, RestartPolicy)] = &[
     ("always", RestartPolicy::Always),
@@ -142,9 +154,10 @@ impl Reader<'_> {
             return Err(Problem::at(node.span, message).hint("each worker is an item: `- name: ...`"));
         };
         let mut seen = HashMap::new();
+        let mut ports = Taken::default();
         let mut workers = Vec::with_capacity(items.len());
         for item in items {
-            let worker = self.worker(item)?;
+            let worker = self.worker(item, &mut ports)?;
             let place = item.get("name").map_or(item.span, |name| name.span);
             if let Some(earlier) = seen.insert(worker.name.clone(), place) {
                 let message = format!("there are two workers named `{}`", worker.name);
@@ -155,7 +168,7 @@ impl Reader<'_> {
         Ok(workers)
     }
 
-    fn worker(&self, item: &Node) -> Result<WorkerConfig, Problem> {
+    fn worker(&self, item: &Node, ports: &mut Taken) -> Result<WorkerConfig, Problem> {
         // The name first, for the messages about everything else.
         let place = match item.get("name").and_then(Node::text) {
             Some(name) => format!("in worker `{}`", name.escape_debug()),
@@ -176,6 +189,7 @@ impl Reader<'_> {
             Some(node) => resources(node, &place, &mut values)?,
             None => default_resources(),
         };
+        let network = network(&fields, (&name, &place), &mut values, ports)?;
         let restart = match fields.get("restart") {
             Some(node) => restart(node, &place, &mut values)?,
             None => RestartConfig::default(),
@@ -198,8 +212,37 @@ impl Reader<'_> {
             None => Vec::new(),
         };
         let env = if values.missing.is_empty() { Ok(env) } else { Err(self.unset(&values.missing)) };
+        let (env, engine) = match env.and_then(|env| Ok((self.engine(&env, fields.get("config"))?, env))) {
+            Ok((engine, env)) => (Ok(env), engine),
+            Err(error) => (Err(error), EngineUrl::default()),
+        };
         let stop_timeout = stop_timeout.unwrap_or(DEFAULT_STOP_TIMEOUT);
-        Ok(WorkerConfig { name, source, env, resources, restart, stop_timeout, boot_timeout })
+        Ok(WorkerConfig {
+            name,
+            source,
+            env,
+            engine,
+            resources,
+            network,
+            restart,
+            stop_timeout,
+            boot_timeout,
+        })
+    }
+
+    /// The engine that the worker's variables choose. A wrong address is this worker's failure alone.
+    fn engine(&self, env: &[(String, String)], config: Option<&Node>) -> Result<EngineUrl, ErrorBody> {
+        let value = |name: &str| env.iter().find(|(key, value)| key == name && !value.is_empty());
+        let Some((variable, text)) = ENGINE_VARIABLES.into_iter().find_map(value) else {
+            return Ok(EngineUrl::default());
+        };
+        EngineUrl::parse(text).map_err(|why| {
+            let line = config.map_or(1, |config| line_of(self.text, env::place(config, variable).start));
+            let message =
+                format!("{}:{line}: `{variable}` is no address of an engine: {why}", self.path.display());
+            let hint = Some("write it like `ws://localhost:49134`, or take it out of `config:`".to_owned());
+            ErrorBody { code: ErrorCode::BadConfig, message, hint }
+        })
     }
 
     /// `worker_path:` wins over `image:`, but both are checked.

@@ -10,14 +10,18 @@
 
 pub mod diff;
 pub mod edit;
+pub mod engine;
 mod env;
 pub mod error;
 pub mod expand;
 pub(crate) mod fields;
 pub mod load;
 pub mod locate;
+mod network;
+mod ports;
 pub mod registries;
 pub mod resources;
+mod rules;
 pub mod schema;
 pub mod suggest;
 pub(crate) mod tree;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, Resources, WorkerType};
+use iii_protocol::network::Network;
+
+use super::engine::EngineUrl;
 
 /// `orphan_grace:` when the file does not say.
 pub const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(60);
@@ -53,10 +56,15 @@ pub struct WorkerConfig {
     pub name: String,
     /// `image:` or `worker_path:` (which wins).
     pub source: Source,
-    /// `config:` flattened and expanded, in order; or why that failed (an unset variable with file and line).
+    /// `config:` flattened and expanded, in order; or why that failed (an unset variable, or an engine's address that
+    /// is none, with file and line).
     pub env: Result<Vec<(String, String)>, ErrorBody>,
+    /// The engine that `config:` chooses by III_ENGINE_URL or III_URL, else the default one.
+    pub engine: EngineUrl,
     /// `resources:`.
     pub resources: Resources,
+    /// `network:` and `ports:`.
+    pub network: Network,
     /// `restart:`.
     pub restart: RestartConfig,
     /// `stop_timeout:`, 10 s by default.

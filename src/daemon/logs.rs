@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use iii_protocol::api::LogsQuery;
-use iii_protocol::log::LogRecord;
+use iii_protocol::log::{LogRecord, Wanted};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -42,6 +42,7 @@ pub(super) struct LogSource {
     /// The first record not to send; `None` follows.
     until: Option<u64>,
     since: Option<Timestamp>,
+    wanted: Wanted,
     follow: bool,
     /// Nothing old is wanted (`tail=0`), but where "new" begins is not known yet.
     only_new: bool,
@@ -62,12 +63,16 @@ impl LogSource {
     /// Finds the beginning; opens the log files if it is there.
     pub(super) async fn open(view: WorkerView, dir: PathBuf, query: &LogsQuery) -> io::Result<LogSource> {
         let upper = *view.ring.subscribe().borrow();
+        let wanted = query.wanted();
+        // The ring may not go back as far as that.
+        let tail = query.tail.map(|tail| (tail, view.ring.tail(tail, wanted)));
         let mut source = LogSource {
             view,
             dir,
-            next: query.tail.map_or(0, |tail| upper.saturating_sub(tail)),
+            next: tail.and_then(|(_, from)| from).unwrap_or(0),
             until: (!query.follow).then_some(upper),
             since: query.since,
+            wanted,
             follow: query.follow,
             only_new: false,
             stage: Stage::Ring,
@@ -77,12 +82,16 @@ impl LogSource {
             source.until = None;
             source.only_new = query.follow && query.tail == Some(0);
             let disk = DiskQuery {
+                wanted,
                 tail: query.tail,
                 since: query.since,
                 previous: query.previous,
                 ..DiskQuery::default()
             };
             source.open_disk(disk, 0).await?;
+        } else if let Some((tail, None)) = tail {
+            let disk = DiskQuery { wanted, tail: Some(tail), until_seq: Some(upper), ..DiskQuery::default() };
+            source.open_disk(disk, upper).await?;
         } else if let Chunk::Expired { oldest } = source.view.ring.read(source.next, 0) {
             source.open_gap(oldest).await?;
         }
@@ -200,7 +209,7 @@ impl LogSource {
             }
             self.next = record.seq + 1;
             self.only_new = false;
-            if self.since.is_none_or(|since| record.ts >= since) {
+            if self.wanted.takes(record.stream) && self.since.is_none_or(|since| record.ts >= since) {
                 lines.extend(record.to_line());
             }
         }
@@ -209,6 +218,7 @@ impl LogSource {
 
     async fn open_gap(&mut self, oldest: u64) -> io::Result<()> {
         let query = DiskQuery {
+            wanted: self.wanted,
             from_seq: Some(self.next),
             until_seq: Some(oldest),
             since: self.since,

@@ -27,7 +27,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use iii_protocol::api::{ErrorBody, ErrorCode, Phase, WorkerStatus};
 use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
-use iii_protocol::session::{MAX_SESSIONS, UPGRADE, WINDOW_BYTES};
+use iii_protocol::session::{MAX_DATA_BYTES, MAX_SESSIONS, UPGRADE, WINDOW_BYTES};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::SendTimeout,
@@ -53,7 +53,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// each of these waits in a thread of its own.
 pub const MAX_CONNECTING: usize = 8;
 /// Bytes read at a time.
-const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES: usize = MAX_DATA_BYTES;
 
 /// What all sessions share.
 #[derive(Debug)]

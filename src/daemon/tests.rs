@@ -5,9 +5,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use iii_protocol::api::{
-    Desired, ErrorBody, ErrorCode, Phase, Resources, WorkerList, WorkerStatus, WorkerType,
+    Desired, ErrorBody, ErrorCode, Phase, Refused, Resources, WorkerList, WorkerStatus, WorkerType,
 };
 use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::network::Network;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -36,6 +37,8 @@ fn web(phase: Phase, since: i64) -> WorkerStatus {
         image: None,
         image_digest: None,
         resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
+        network: Network::default(),
+        refused: Refused::default(),
         shim_pid: None,
         vmm_pid: None,
         log_dir: String::new(),

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use iii_protocol::log::LogRecord;
+use iii_protocol::log::{LogRecord, Wanted};
 use jiff::Timestamp;
 
 use crate::fsutil::PathError;
@@ -140,6 +140,8 @@ fn last_record(path: &Path) -> Option<LogRecord> {
 /// Which records to read; every condition must hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskQuery {
+    /// Only these; what follows counts nothing else.
+    pub wanted: Wanted,
     /// From this number on.
     pub from_seq: Option<u64>,
     /// Before this number.
@@ -158,10 +160,11 @@ pub fn read(
     dir: &Path,
     query: &DiskQuery,
 ) -> io::Result<impl Iterator<Item = io::Result<LogRecord>> + use<>> {
-    let generation = if query.previous { Some(previous_generation(dir)?) } else { None };
     let query = *query;
+    let generation = if query.previous { Some(previous_generation(dir, query.wanted)?) } else { None };
     let matches = move |record: &LogRecord| {
-        query.from_seq.is_none_or(|from| record.seq >= from)
+        query.wanted.takes(record.stream)
+            && query.from_seq.is_none_or(|from| record.seq >= from)
             && query.until_seq.is_none_or(|until| record.seq < until)
             && query.since.is_none_or(|since| record.ts >= since)
             && generation.is_none_or(|wanted| Some(record.generation) == wanted)
@@ -181,11 +184,12 @@ pub fn read(
 }
 
 /// The newest generation but one, if the files still hold two.
-fn previous_generation(dir: &Path) -> io::Result<Option<u64>> {
+fn previous_generation(dir: &Path, wanted: Wanted) -> io::Result<Option<u64>> {
     let (mut newest, mut previous) = (None, None);
     for record in open_all(dir)? {
-        let generation = Some(record?.generation);
-        if generation != newest {
+        let record = record?;
+        let generation = Some(record.generation);
+        if wanted.takes(record.stream) && generation != newest {
             previous = newest;
             newest = generation;
         }
@@ -318,6 +322,15 @@ mod tests {
             texts(dir.path(), &DiskQuery { from_seq: Some(3), until_seq: Some(5), ..query }),
             ["3", "4"]
         );
+        // An event counts only for those who want events.
+        let event = LogRecord { stream: Stream::Event, ..record(10, 4, "e") };
+        files.append(&[event]).unwrap();
+        let output = DiskQuery { wanted: Wanted::Output, ..query };
+        assert_eq!(texts(dir.path(), &DiskQuery { tail: Some(2), ..output }), ["8", "9"]);
+        assert_eq!(texts(dir.path(), &DiskQuery { previous: true, ..output }), ["4", "5", "6"]);
+        assert_eq!(texts(dir.path(), &DiskQuery { wanted: Wanted::Events, tail: Some(2), ..query }), ["e"]);
+        assert_eq!(texts(dir.path(), &DiskQuery { tail: Some(2), ..query }), ["9", "e"]);
+        let query = DiskQuery { wanted: Wanted::Output, ..query };
         let since = Some(Timestamp::from_second(8).unwrap());
         assert_eq!(texts(dir.path(), &DiskQuery { since, ..query }), ["8", "9"]);
         assert!(texts(&dir.path().join("none"), &query).is_empty());

@@ -4,9 +4,12 @@
 //! with the guest), and errors collapse to `-EINVAL` with the reason on stderr, which the shim keeps.
 
 use std::ffi::{CString, NulError};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use iii_protocol::engine::ENGINE_PORT;
 use iii_protocol::guest::CONTROL_PORT;
+use iii_protocol::network::GUEST_MAC;
 use iii_protocol::session::SESSION_PORT;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,13 @@ const SYNC_FULL: u32 = 2;
 const SEMANTICS_LINUX: u32 = 0;
 /// No TSI: with it, the guest's sockets would be the host's own.
 const TSI_OFF: u32 = 0;
+/// What the network device offers, bits of virtio's list. CSUM (0): the guest leaves out checksums, for the link is
+/// memory. GUEST_CSUM, GUEST_TSO4 and GUEST_TSO6 (1, 7, 8) are how its driver is brought to take frames of the link's
+/// MTU: without them it makes room for 1500 bytes. Frames to the guest have their checksums all the same, and the guest
+/// itself sends none that would have to be cut, for which the host has no offer.
+const NET_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8;
+/// Neither vfkit's greeting nor libkrun's own DHCP client: the agent sets the device up.
+const NET_FLAGS: u32 = 0;
 /// Tag of the file system that the guest's kernel mounts as its first root.
 const ROOT_TAG: &str = "/dev/root";
 /// Where libkrun's kernel command line looks for PID 1.
@@ -78,20 +88,22 @@ pub(super) enum KrunError {
     },
 }
 
-/// Builds the machine and becomes it. Returns only if that failed.
-pub(super) fn enter(config: &VmmConfig) -> KrunError {
-    match try_enter(config) {
+/// Builds the machine and becomes it. Returns only if that failed. `network` is the other end of the guest's network
+/// device, a socket that keeps the borders of messages: it is libkrun's from here on.
+pub(super) fn enter(config: &VmmConfig, network: RawFd) -> KrunError {
+    match try_enter(config, network) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
 #[expect(unsafe_code, reason = "libkrun is a C interface")]
-fn try_enter(config: &VmmConfig) -> Result<std::convert::Infallible, KrunError> {
+fn try_enter(config: &VmmConfig, network: RawFd) -> Result<std::convert::Infallible, KrunError> {
     let root_disk = c_path(&config.root_disk)?;
     let scratch_disk = c_path(&config.scratch_disk)?;
     let control_socket = c_path(&config.sockets.control)?;
     let session_socket = c_path(&config.sockets.sessions)?;
+    let engine_socket = c_path(&config.sockets.engine)?;
     let root_tag = CString::new(ROOT_TAG)?;
     let init = CString::new(INIT_NAME)?;
     let console = CString::new("/proc/self/fd/1")?;
@@ -144,13 +156,19 @@ fn try_enter(config: &VmmConfig) -> Result<std::convert::Infallible, KrunError> 
 
     check("krun_disable_implicit_vsock", krun::krun_disable_implicit_vsock(ctx))?;
     check("krun_add_vsock", krun::krun_add_vsock(ctx, TSI_OFF))?;
-    // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
-    check("krun_add_vsock_port", unsafe {
-        krun::krun_add_vsock_port(ctx, CONTROL_PORT, control_socket.as_ptr())
-    })?;
+    for (port, path) in [(CONTROL_PORT, &control_socket), (ENGINE_PORT, &engine_socket)] {
+        // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
+        check("krun_add_vsock_port", unsafe { krun::krun_add_vsock_port(ctx, port, path.as_ptr()) })?;
+    }
     // SAFETY: as above. `true` makes libkrun listen on the path, which the shim has cleared.
     check("krun_add_vsock_port2", unsafe {
         krun::krun_add_vsock_port2(ctx, SESSION_PORT, session_socket.as_ptr(), true)
+    })?;
+    let no_path = std::ptr::null();
+    // SAFETY: a null path means that the descriptor is to be used, which is open in this process and which nobody else
+    // here refers to, so that libkrun may own it; the address is six bytes that outlive the call, which copies them.
+    check("krun_add_net_unixgram", unsafe {
+        krun::krun_add_net_unixgram(ctx, no_path, network, GUEST_MAC.as_ptr(), NET_FEATURES, NET_FLAGS)
     })?;
     // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
     check("krun_set_console_output", unsafe { krun::krun_set_console_output(ctx, console.as_ptr()) })?;

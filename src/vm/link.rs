@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use iii_protocol::api::Refused;
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::frame::Frame;
 use iii_protocol::log::LogRecord;
@@ -164,6 +165,7 @@ async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
         vmm_pid: None,
         phase: MachinePhase::Ended { exit: exit.clone() },
         next_seq: 0,
+        refused: Refused::default(),
     });
     ShimStatus { vmm_pid: None, phase: MachinePhase::Ended { exit }, ..status }
 }

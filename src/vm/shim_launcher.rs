@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::launcher::{Adoption, Launcher, Machine};
 use super::link::{Link, LinkTarget, follow, read_last_word, refill};
 use super::scratch;
-use super::shim::{AGENT_SOCKET, SESSION_SOCKET, SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, ShimSpec};
+use super::shim::{SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, SOCKETS, ShimSpec};
 use super::spec::MachineSpec;
 use super::wire::write_frame;
 use crate::fsutil::{LockError, LockFile, PathError, create_private_dir, sweep_temporary};
@@ -241,8 +241,7 @@ async fn attach(target: &LinkTarget) -> anyhow::Result<(Link, ShimStatus)> {
 }
 
 fn check_socket_path(run_dir: &Path) -> Result<(), ErrorBody> {
-    let lengths =
-        [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET].map(|name| run_dir.join(name).as_os_str().len());
+    let lengths = SOCKETS.map(|name| run_dir.join(name).as_os_str().len());
     let longest = lengths.into_iter().max().unwrap_or_default();
     if longest <= MAX_SOCKET_PATH_BYTES {
         return Ok(());

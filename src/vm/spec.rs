@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use iii_protocol::api::Resources;
+use iii_protocol::engine::Engine;
 use iii_protocol::guest::ProcessPlan;
+use iii_protocol::network::Network;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -22,6 +24,10 @@ pub struct MachineSpec {
     pub root_disk: PathBuf,
     /// The workload.
     pub process: ProcessPlan,
+    /// What the guest may reach, and what of it can be reached.
+    pub network: Network,
+    /// Where the guest's way to its engine leads.
+    pub engine: Engine,
     /// Signal number that asks the workload to end.
     pub stop_signal: i32,
     /// Milliseconds from that signal to SIGKILL.
@@ -38,7 +44,8 @@ impl MachineSpec {
     pub fn hash(&self) -> String {
         let mut process = self.process.clone();
         process.env.sort();
-        let what = (&self.worker, &self.resources, &self.root_disk, &process, self.stop_signal);
+        let machine = (&self.worker, &self.resources, &self.root_disk, &self.network, &self.engine);
+        let what = (machine, &process, self.stop_signal);
         let bytes = serde_json::to_vec(&what).expect("machine specs always serialise");
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }

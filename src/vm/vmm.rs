@@ -1,22 +1,25 @@
-//! `iii __vmm`: reads its configuration from standard input and becomes the machine.
+//! `iii __vmm`: takes its order from standard input, a Unix socket, and becomes the machine.
 //!
 //! A process of its own because libkrun takes the whole process; hidden because only the shim starts it.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
 use super::krun::{self, VmmConfig};
 
 /// Exit status when the VM was never entered; the reason is on standard error.
 const EXIT_NOT_ENTERED: u8 = 125;
-/// The most bytes of configuration that are read.
-const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+/// The most bytes of an order: what a socket surely has room for. An order names a handful of paths.
+pub(super) const MAX_ORDER_BYTES: usize = 64 * 1024;
 
 /// What `iii __vmm` reads from its standard input.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub(super) struct GuestSockets {
     pub(super) control: PathBuf,
     /// The VMM listens here and carries each connection to the guest's session port.
     pub(super) sessions: PathBuf,
+    /// The guest's connections to its engine arrive here.
+    pub(super) engine: PathBuf,
 }
 
 /// What to become.
@@ -74,8 +79,7 @@ fn start() -> anyhow::Result<std::convert::Infallible> {
     // come; a shim that ended before it was set (it may have left its order in the pipe) is not the
     // parent any more.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    let mut text = Vec::new();
-    std::io::stdin().lock().take(MAX_CONFIG_BYTES).read_to_end(&mut text)?;
+    let (text, network) = read_order(std::io::stdin().as_fd())?;
     let VmmOrder { shim_pid, kind } = serde_json::from_slice(&text)?;
     let parent = u32::try_from(nix::unistd::getppid().as_raw())?;
     anyhow::ensure!(parent == shim_pid, "the shim ended before its machine began");
@@ -83,13 +87,37 @@ fn start() -> anyhow::Result<std::convert::Infallible> {
     match kind {
         VmmKind::Krun(config) => {
             let _scratch = lock_disk(&config.scratch_disk)?;
-            Err(krun::enter(&config).into())
+            let network = network.context("the order came without the network's descriptor")?;
+            Err(krun::enter(&config, network).into())
         }
         #[cfg(feature = "process-launcher")]
         VmmKind::Process { sockets, scratch_disk } => {
             let scratch = lock_disk(&scratch_disk)?;
             super::process::become_agent(&sockets, scratch)
         }
+    }
+}
+
+/// The whole order, and the descriptor that came along with it: open in this process, and owned by nobody yet.
+fn read_order(stdin: BorrowedFd<'_>) -> anyhow::Result<(Vec<u8>, Option<RawFd>)> {
+    let (mut text, mut network) = (Vec::new(), None);
+    let mut buffer = vec![0u8; MAX_ORDER_BYTES];
+    loop {
+        let mut space = nix::cmsg_space!(RawFd);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(stdin.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                network = network.or(descriptors.first().copied());
+            }
+        }
+        let bytes = message.bytes;
+        if bytes == 0 {
+            return Ok((text, network));
+        }
+        anyhow::ensure!(text.len() + bytes <= MAX_ORDER_BYTES, "the order is too long");
+        text.extend_from_slice(&buffer[..bytes]);
     }
 }
 

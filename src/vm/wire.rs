@@ -1,6 +1,6 @@
 //! Frames on asynchronous streams.
 
-use iii_protocol::frame::{Frame, FrameDecoder, FrameError};
+use iii_protocol::frame::{Frame, FrameDecoder, FrameError, MAX_FRAME_BYTES};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Bytes read at a time; also about what an idle link holds.
@@ -16,7 +16,13 @@ pub(crate) struct FrameReader<R> {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(stream: R) -> FrameReader<R> {
-        FrameReader { stream, decoder: FrameDecoder::default(), buffer: Vec::with_capacity(READ_BYTES) }
+        FrameReader::with_limit(stream, MAX_FRAME_BYTES)
+    }
+
+    /// For a link whose frames are all smaller.
+    pub(crate) fn with_limit(stream: R, limit: usize) -> FrameReader<R> {
+        let (decoder, buffer) = (FrameDecoder::with_limit(limit), Vec::with_capacity(READ_BYTES));
+        FrameReader { stream, decoder, buffer }
     }
 
     /// The next frame; `None` at a clean end of the stream.

@@ -9,8 +9,6 @@ use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::run::Case;
-
 const NAME: &str = "it";
 /// Those of the host that the container sees, as far as they exist.
 const SHARED: [&str; 8] = ["/proc", "/bin", "/sbin", "/usr", "/lib", "/lib64", "/etc", "/tmp"];
@@ -35,14 +33,14 @@ const CAPABILITIES: [&str; 13] = [
 const RUN: &str = "mount -t tmpfs none /sys/fs/cgroup && exec crun \"$@\"";
 
 /// The running container; gone when dropped.
-pub(super) struct Crun {
+pub(crate) struct Crun {
     dir: TempDir,
     /// `crun run`, in namespaces of its own.
     holder: Child,
 }
 
 impl Crun {
-    pub(super) fn start() -> Crun {
+    pub(crate) fn start() -> Crun {
         let dir = tempfile::Builder::new().prefix("crun-").tempdir_in("/tmp").unwrap();
         fs::create_dir(dir.path().join("rootfs")).unwrap();
         fs::create_dir(dir.path().join("state")).unwrap();
@@ -67,23 +65,10 @@ impl Crun {
         crun
     }
 
-    /// `crun exec` of a case.
-    pub(super) fn exec(&self, case: &Case) -> Command {
+    /// `crun exec` with these options.
+    pub(crate) fn exec(&self, options: &[&str], argv: &[String]) -> Command {
         let mut command = self.crun();
-        command.arg("exec");
-        for variable in &case.env {
-            command.args(["-e", variable]);
-        }
-        if let Some(cwd) = &case.cwd {
-            command.args(["--cwd", cwd]);
-        }
-        if let Some(user) = case.user {
-            command.args(["-u", user]);
-        }
-        if case.terminal.is_some() {
-            command.arg("-t");
-        }
-        command.arg(NAME).args(&case.argv);
+        command.arg("exec").args(options).arg(NAME).args(argv);
         command
     }
 

@@ -43,7 +43,7 @@ fn exec_is_that_of_crun_but_for_the_differences_in_the_docs() {
         cases.iter().partition(|case| !case.needs_root || geteuid().is_root());
     let mut found = BTreeMap::new();
     for case in &may {
-        let theirs = case.run(crun.exec(case));
+        let theirs = case.run(theirs(&crun, case));
         let ours = case.run(iii(&bed, case));
         compare(case, &theirs, &ours, &folder, &mut found);
     }
@@ -82,6 +82,23 @@ fn programs(folder: &Path) {
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     }
+}
+
+fn theirs(crun: &Crun, case: &Case) -> Command {
+    let mut options = Vec::new();
+    for variable in &case.env {
+        options.extend(["-e", variable]);
+    }
+    if let Some(cwd) = &case.cwd {
+        options.extend(["--cwd", cwd]);
+    }
+    if let Some(user) = case.user {
+        options.extend(["-u", user]);
+    }
+    if case.terminal.is_some() {
+        options.push("-t");
+    }
+    crun.exec(&options, &case.argv)
 }
 
 fn iii(bed: &Bed, case: &Case) -> Command {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod guest;
+mod network;
 #[path = "../scenarios/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;

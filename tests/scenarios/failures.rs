@@ -92,16 +92,19 @@ fn two_projects_with_one_worker_name_do_not_share_it() {
 #[test]
 fn a_vmm_whose_shim_is_gone_does_not_become_a_machine() {
     let bed = Bed::new();
+    let (mut order_socket, its_end) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut vmm = bed.command(&["__vmm"]);
-    let mut vmm =
-        vmm.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let vmm =
+        vmm.stdin(std::os::fd::OwnedFd::from(its_end)).stderr(std::process::Stdio::piped()).spawn().unwrap();
     // Our own parent is not this process's.
     let order = serde_json::json!({
         "shim_pid": std::os::unix::process::parent_id(),
         "kind": { "kind": "krun", "cpus": 1, "memory_mib": 128, "root_disk": "/none", "scratch_disk": "/none",
-                  "sockets": { "control": "/none", "sessions": "/none" }, "libkrunfw": "/none" },
+                  "sockets": { "control": "/none", "sessions": "/none", "engine": "/none" },
+                  "libkrunfw": "/none" },
     });
-    std::io::Write::write_all(&mut vmm.stdin.take().unwrap(), order.to_string().as_bytes()).unwrap();
+    std::io::Write::write_all(&mut order_socket, order.to_string().as_bytes()).unwrap();
+    drop(order_socket);
     let output = vmm.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -12,6 +12,7 @@ mod exec;
 mod failures;
 mod lifecycle;
 mod logs;
+mod network;
 mod reload;
 mod restart;
 

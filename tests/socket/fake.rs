@@ -16,11 +16,12 @@ use iii::home::Home;
 use iii::logs::LogRing;
 use iii::logs::disk::{DEFAULT_FILE_BYTES, DEFAULT_FILES, LogFiles};
 use iii_protocol::api::{
-    DaemonInfo, Desired, ErrorBody, ErrorCode, Phase, PullEvent, ReloadReply, Resources, WorkerList,
+    DaemonInfo, Desired, ErrorBody, ErrorCode, Phase, PullEvent, Refused, ReloadReply, Resources, WorkerList,
     WorkerStatus, WorkerType,
 };
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::log::{LogRecord, Stream};
+use iii_protocol::network::Network;
 use jiff::Timestamp;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
@@ -68,6 +69,8 @@ pub fn status(name: &str, phase: Phase) -> WorkerStatus {
         image: Some("redis:7".to_owned()),
         image_digest: None,
         resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
+        network: Network::default(),
+        refused: Refused::default(),
         shim_pid: None,
         vmm_pid: None,
         log_dir: String::new(),
@@ -311,6 +314,10 @@ impl FakeDaemon {
 
 pub fn record(seq: u64, text: &str) -> LogRecord {
     let ts = Timestamp::from_second(1_767_322_800 + i64::try_from(seq).unwrap()).unwrap();
-    let stream = if text.starts_with('!') { Stream::Stderr } else { Stream::Stdout };
+    let stream = match text.chars().next() {
+        Some('!') => Stream::Stderr,
+        Some('#') => Stream::Event,
+        _ => Stream::Stdout,
+    };
     LogRecord { seq, ts, generation: 1, stream, bytes: text.as_bytes().to_vec() }
 }

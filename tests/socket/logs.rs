@@ -43,6 +43,25 @@ async fn old_lines_come_from_the_files_and_new_ones_from_the_ring() {
 }
 
 #[tokio::test]
+async fn events_are_apart_from_what_the_worker_wrote_and_count_in_no_tail_but_their_own() {
+    let project = project();
+    // Some of both are in the files only, the newest in the ring.
+    for seq in 1..=100 {
+        project.log("web", seq, &if seq % 10 == 0 { format!("#event {seq}\n") } else { line(seq) });
+    }
+    let daemon = project.serve().await;
+    let output = LogsQuery::default();
+    let events = LogsQuery { events: true, ..LogsQuery::default() };
+    assert_eq!(seqs(&project, output.clone()).await.len(), 90);
+    assert_eq!(seqs(&project, LogsQuery { tail: Some(3), ..output.clone() }).await, [97, 98, 99]);
+    assert_eq!(seqs(&project, LogsQuery { tail: Some(80), ..output }).await.len(), 80);
+    assert_eq!(seqs(&project, events.clone()).await, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]);
+    assert_eq!(seqs(&project, LogsQuery { tail: Some(1), ..events.clone() }).await, [100]);
+    assert_eq!(seqs(&project, LogsQuery { tail: Some(8), ..events }).await.first(), Some(&30));
+    daemon.end().await;
+}
+
+#[tokio::test]
 async fn a_stopped_worker_of_a_new_daemon_still_has_its_logs() {
     let project = project();
     project.log("web", 7, "from before\n");
@@ -115,6 +134,7 @@ fn args(name: &str) -> LogsArgs {
         since: None,
         timestamps: false,
         previous: false,
+        events: false,
         json: false,
     }
 }

@@ -24,6 +24,7 @@ use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::console;
+use crate::engine::EngineDoor;
 use crate::error::StartError;
 use crate::link::{EVENT_QUEUE, Event, LinkWriter, forward_events};
 use crate::output::Pump;
@@ -118,6 +119,13 @@ impl Machine<'_> {
         let plan = plan?;
         self.platform.enter(&plan)?;
         self.still_wanted()?;
+        if let Some(port) = plan.engine_port {
+            let opened =
+                self.platform.engine_door(port).and_then(|door| door.map_or(Ok(()), EngineDoor::open));
+            if let Err(error) = opened {
+                console::say(format_args!("there is no way to the engine (port {port}): {error}"));
+            }
+        }
         let workload = workload::start(&plan.workload, self.platform, &self.reaper, self.sender.clone())?;
         self.sessions = self.take_sessions(plan.workload).unwrap_or_else(|error| {
             console::say(format_args!("going on without sessions: {error}"));

@@ -5,6 +5,7 @@
 //! | `agent` | the life from Hello to the acknowledged Exit |
 //! | `guest/`, `surroundings` | the two platforms: a microVM's PID 1, and a plain process for tests |
 //! | `workload`, `launch`, `user`, `explain` | from a plan to a running process |
+//! | `engine` | the way of the guest's programs to their engine |
 //! | `reaper`, `output`, `stop`, `link` | what happens while it runs |
 //!
 //! Threads and no async runtime: it is small, and it blocks in four places (link, pipes, children, events).
@@ -12,6 +13,7 @@
 mod agent;
 mod console;
 mod copy;
+mod engine;
 mod error;
 mod explain;
 mod guest;

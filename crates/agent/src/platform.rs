@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use iii_protocol::guest::BootPlan;
 
+use crate::engine::EngineDoor;
 use crate::error::StartError;
 use crate::sys::Limit;
 use crate::user::Identity;
@@ -34,6 +35,9 @@ pub(crate) trait Platform {
 
     /// Listens for sessions; `None` where there are none. A connection is one session.
     fn listen(&self) -> io::Result<Option<OwnedFd>>;
+
+    /// Listens on `port` where programs look for their engine; `None` where they find the engine itself there.
+    fn engine_door(&self, port: u16) -> io::Result<Option<EngineDoor>>;
 
     /// What the sessions' threads need of the platform.
     fn session_host(&self) -> Arc<dyn SessionHost>;

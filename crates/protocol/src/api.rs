@@ -9,7 +9,7 @@
 //! | `POST /v1/workers/{name}/start` | [`WorkerStatus`] right after acceptance |
 //! | `POST /v1/workers/{name}/stop` | likewise, body [`StopRequest`] |
 //! | `POST /v1/workers/{name}/restart` | likewise, body [`StopRequest`] |
-//! | `GET /v1/workers/{name}/logs?follow&tail&since&previous` | NDJSON of log records ([`crate::log`]), [`LogsQuery`] |
+//! | `GET /v1/workers/{name}/logs?follow&tail&since&previous&events` | NDJSON of log records ([`crate::log`]), [`LogsQuery`] |
 //! | `POST /v1/workers/{name}/session`, `Upgrade: iii-session/1` | `101`, then the frames of [`crate::session`] |
 //! | `POST /v1/images/pull` | NDJSON of [`PullEvent`], body [`PullRequest`] |
 //! | `POST /v1/reload` | [`ReloadReply`]: config.yaml was read again, now |
@@ -20,6 +20,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::ExitRecord;
+use crate::log::Wanted;
+use crate::network::Network;
 
 /// The closed set of error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +143,17 @@ pub struct Resources {
     pub disk_bytes: u64,
 }
 
+/// What a machine's network did not let through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refused {
+    /// How often.
+    pub count: u64,
+    /// The newest, for people: `tcp 10.0.0.5:22 (private)`.
+    #[serde(default)]
+    pub last: Option<String>,
+}
+
 /// Everything known about a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
@@ -183,6 +196,12 @@ pub struct WorkerStatus {
     pub image_digest: Option<String>,
     /// What the machine gets.
     pub resources: Resources,
+    /// What it may reach, and what of it can be reached.
+    #[serde(default)]
+    pub network: Network,
+    /// What its network has refused since the machine's start.
+    #[serde(default)]
+    pub refused: Refused,
     /// Process id of the shim.
     #[serde(default)]
     pub shim_pid: Option<u32>,
@@ -248,6 +267,16 @@ pub struct LogsQuery {
     /// Only the generation before the last one.
     #[serde(default)]
     pub previous: bool,
+    /// Instead of what the workload wrote, what its network refused ([`crate::log::Stream::Event`]).
+    #[serde(default)]
+    pub events: bool,
+}
+
+impl LogsQuery {
+    /// Which records are asked for.
+    pub fn wanted(&self) -> Wanted {
+        if self.events { Wanted::Events } else { Wanted::Output }
+    }
 }
 
 /// Body of pull.

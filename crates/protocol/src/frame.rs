@@ -28,7 +28,7 @@ pub enum FrameError {
     #[error("a frame of length 0 (every frame has a kind byte)")]
     Empty,
     /// The frame is over the limit, on either side.
-    #[error("a frame of {length} bytes (the limit is {MAX_FRAME_BYTES})")]
+    #[error("a frame of {length} bytes, which is over the limit")]
     TooLarge {
         /// The announced length, in bytes.
         length: usize,
@@ -91,13 +91,25 @@ pub fn encode(kind: u8, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameEr
 }
 
 /// Cuts frames out of bytes that arrive in any portions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
     start: usize,
+    limit: usize,
+}
+
+impl Default for FrameDecoder {
+    fn default() -> FrameDecoder {
+        FrameDecoder::with_limit(MAX_FRAME_BYTES)
+    }
 }
 
 impl FrameDecoder {
+    /// For a link whose frames are all smaller: no `length` above `limit`.
+    pub fn with_limit(limit: usize) -> FrameDecoder {
+        FrameDecoder { buffer: Vec::new(), start: 0, limit: limit.min(MAX_FRAME_BYTES) }
+    }
+
     /// Adds bytes as they came from the carrier.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.start > 0 {
@@ -110,13 +122,9 @@ impl FrameDecoder {
     /// The next whole frame, or `None` until more bytes have come. After an error the stream is lost.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         let rest = &self.buffer[self.start..];
-        let Some(header) = rest.first_chunk::<4>() else { return Ok(None) };
-        let length = announced_length(*header)?;
-        if rest.len() < 4 + length {
-            return Ok(None);
-        }
-        let frame = Frame { kind: rest[4], payload: rest[HEADER_BYTES..4 + length].to_vec() };
-        self.start += 4 + length;
+        let Some(length) = frame_length(rest, self.limit)? else { return Ok(None) };
+        let frame = Frame { kind: rest[HEADER_BYTES - 1], payload: rest[HEADER_BYTES..length].to_vec() };
+        self.start += length;
         Ok(Some(frame))
     }
 
@@ -127,6 +135,19 @@ impl FrameDecoder {
             have => Err(FrameError::Truncated { have }),
         }
     }
+}
+
+/// How many bytes the frame at the beginning of `bytes` has, header included; `None` until all of it is there.
+/// For those who cut frames out of a buffer of their own, with no `length` above `limit`. After an error the stream
+/// is lost.
+pub fn frame_length(bytes: &[u8], limit: usize) -> Result<Option<usize>, FrameError> {
+    let Some(header) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let announced = announced_length(*header)?;
+    if announced > limit {
+        return Err(FrameError::TooLarge { length: announced });
+    }
+    let length = header.len() + announced;
+    Ok((bytes.len() >= length).then_some(length))
 }
 
 fn announced_length(header: [u8; 4]) -> Result<usize, FrameError> {

@@ -6,6 +6,8 @@
 //! word: everything the workload wrote has been sent before it, and the agent powers the guest off
 //! only after [`KIND_EXIT_ACK`] (or when the link is gone).
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::exit::ExitCause;
@@ -57,6 +59,10 @@ pub struct BootPlan {
     pub hostname: String,
     /// What the root file system is made of.
     pub root: RootPlan,
+    /// The network device; `None` leaves the machine with its loopback.
+    pub network: Option<GuestNetwork>,
+    /// The port of the guest's loopback that leads to the engine ([`crate::engine`]).
+    pub engine_port: Option<u16>,
     /// The worker's own process.
     pub workload: ProcessPlan,
 }
@@ -74,6 +80,34 @@ pub enum RootPlan {
     },
     /// The agent's own surroundings, unchanged: only for the process launcher of test builds.
     Surroundings,
+}
+
+/// How the guest sets its one network device up; nobody on the link has to be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestNetwork {
+    /// The device's hardware address, by which it is recognised.
+    pub mac: [u8; 6],
+    /// Bytes of the largest IP packet.
+    pub mtu: u16,
+    /// Its addresses, each with a way out.
+    pub addresses: Vec<GuestAddress>,
+    /// Whom to ask for names; none means that there is nobody.
+    pub dns: Vec<IpAddr>,
+    /// Names that are known without asking.
+    pub hosts: Vec<(String, IpAddr)>,
+}
+
+/// One address of the guest's network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Where everything else goes; of the same family.
+    pub gateway: IpAddr,
 }
 
 /// A process to run in the guest, as the image's config and the worker's entry say.

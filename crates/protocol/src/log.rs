@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one record holds; longer lines are split into parts.
 pub const MAX_RECORD_BYTES: usize = 16 * 1024;
 
-/// Which of the workload's outputs.
+/// Which of the workload's outputs, or who else wrote the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
@@ -22,6 +22,31 @@ pub enum Stream {
     Stdout,
     /// File descriptor 2.
     Stderr,
+    /// Not the workload: what its network refused, as the shim tells it.
+    Event,
+}
+
+/// Which records a reader wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// All there are.
+    #[default]
+    All,
+    /// What the workload wrote.
+    Output,
+    /// What is not the workload's.
+    Events,
+}
+
+impl Wanted {
+    /// Whether records of this stream are wanted.
+    pub fn takes(self, stream: Stream) -> bool {
+        match (self, stream) {
+            (Wanted::All, _) | (Wanted::Output, Stream::Stdout | Stream::Stderr) => true,
+            (Wanted::Events, stream) => stream == Stream::Event,
+            (Wanted::Output, Stream::Event) => false,
+        }
+    }
 }
 
 /// One line, or a part of one.

@@ -43,10 +43,10 @@ pub const UPGRADE: &str = "iii-session/1";
 /// The version in [`Open`].
 pub const VERSION: u32 = 1;
 /// Credit that each direction starts with, in bytes of data payload.
-pub const WINDOW_BYTES: usize = 256 * 1024;
+pub const WINDOW_BYTES: usize = 1024 * 1024;
 /// The largest payload of one data frame, in bytes: the window is several of them, so that both ends work at
 /// the same time.
-pub const MAX_DATA_BYTES: usize = 64 * 1024;
+pub const MAX_DATA_BYTES: usize = 256 * 1024;
 /// The most sessions one worker has at a time; one more ends at once with [`EndCause::CouldNotStart`].
 pub const MAX_SESSIONS: usize = 256;
 /// Milliseconds from SIGHUP to SIGKILL when the client is gone.

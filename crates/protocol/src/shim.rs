@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::api::Refused;
 use crate::exit::ExitRecord;
 
 /// Daemon to shim, first frame of the birth link only: the machine spec as JSON.
@@ -56,6 +57,9 @@ pub struct ShimStatus {
     pub phase: MachinePhase,
     /// The next log record's number.
     pub next_seq: u64,
+    /// What the machine's network has refused.
+    #[serde(default)]
+    pub refused: Refused,
 }
 
 /// How far a machine is.

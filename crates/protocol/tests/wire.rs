@@ -2,8 +2,12 @@
 
 use std::fmt::Debug;
 
+use iii_protocol::engine;
 use iii_protocol::exit::{ExitCause, ExitRecord};
-use iii_protocol::guest::{self, BootPlan, Exit, Hello, ProcessPlan, RootPlan, Started, Stop};
+use iii_protocol::guest::{
+    self, BootPlan, Exit, GuestAddress, GuestNetwork, Hello, ProcessPlan, RootPlan, Started, Stop,
+};
+use iii_protocol::network::{Destination, Egress, Network, PortRange, PublishedPort, Rule, Transport};
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,6 +36,12 @@ fn kinds_and_port_of_the_control_link_are_pinned() {
 }
 
 #[test]
+fn kinds_and_port_of_the_way_to_the_engine_are_pinned() {
+    assert_eq!([engine::KIND_DATA, engine::KIND_END, engine::KIND_CREDIT], [1, 2, 7]);
+    assert_eq!(engine::ENGINE_PORT, 1026);
+}
+
+#[test]
 fn messages_of_the_agent_are_pinned() {
     pinned(
         &Hello { version: 1, kernel: "6.12.113".into(), uptime_ms: 420 },
@@ -57,6 +67,18 @@ fn messages_of_the_shim_are_pinned() {
         version: 1,
         hostname: "api".into(),
         root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
+        network: Some(GuestNetwork {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: vec![GuestAddress {
+                address: [10, 0, 0, 2].into(),
+                prefix: 30,
+                gateway: [10, 0, 0, 1].into(),
+            }],
+            dns: vec![[10, 0, 0, 1].into()],
+            hosts: vec![("h".into(), [10, 0, 0, 1].into())],
+        }),
+        engine_port: Some(49134),
         workload,
     };
     pinned(
@@ -64,6 +86,9 @@ fn messages_of_the_shim_are_pinned() {
         concat!(
             r#"{"version":1,"hostname":"api","#,
             r#""root":{"kind":"overlay","lower":"/dev/vda","upper":"/dev/vdb"},"#,
+            r#""network":{"mac":[2,0,0,0,0,1],"mtu":1500,"#,
+            r#""addresses":[{"address":"10.0.0.2","prefix":30,"gateway":"10.0.0.1"}],"#,
+            r#""dns":["10.0.0.1"],"hosts":[["h","10.0.0.1"]]},"engine_port":49134,"#,
             r#""workload":{"argv":["sh","-c"],"env":[["A","1"]],"cwd":"/workspace","user":"app:app"}}"#
         ),
     );
@@ -128,4 +153,40 @@ proptest! {
         let payload = guest::output_payload(at, &bytes);
         prop_assert_eq!(guest::parse_output(&payload), Some((at, &bytes[..])));
     }
+}
+
+#[test]
+fn a_network_is_pinned_and_shown_as_it_is_written() {
+    let any = |ports| Rule { to: Destination::Any, ports };
+    let net = |address: &str, prefix| Destination::Net { address: address.parse().expect("address"), prefix };
+    let https = Some(PortRange { first: 443, last: 443 });
+    let network = Network {
+        egress: Egress::Rules {
+            allow: vec![any(https), Rule { to: net("2001:db8::", 32), ports: https }],
+            deny: vec![Rule { to: Destination::Name { name: "*.example.com".into() }, ports: None }],
+        },
+        ports: vec![PublishedPort {
+            host: "127.0.0.1:8080".parse().expect("address"),
+            guest: 80,
+            transport: Transport::Tcp,
+        }],
+    };
+    pinned(
+        &network,
+        concat!(
+            r#"{"egress":{"policy":"rules","allow":["#,
+            r#"{"to":{"kind":"any"},"ports":{"first":443,"last":443}},"#,
+            r#"{"to":{"kind":"net","address":"2001:db8::","prefix":32},"ports":{"first":443,"last":443}}],"#,
+            r#""deny":[{"to":{"kind":"name","name":"*.example.com"},"ports":null}]},"#,
+            r#""ports":[{"host":"127.0.0.1:8080","guest":80,"transport":"tcp"}]}"#
+        ),
+    );
+    pinned(&Network::default(), r#"{"egress":{"policy":"public"},"ports":[]}"#);
+    let shown = "allow *:443, allow [2001:db8::/32]:443, deny *.example.com";
+    assert_eq!(network.egress.to_string(), shown);
+    assert_eq!(network.ports[0].to_string(), "127.0.0.1:8080->80/tcp");
+    let range = Some(PortRange { first: 8000, last: 8010 });
+    assert_eq!(Rule { to: net("10.0.0.1", 32), ports: range }.to_string(), "10.0.0.1:8000-8010");
+    assert_eq!(Egress::Rules { allow: vec![], deny: vec![] }.to_string(), Egress::Public.to_string());
+    assert_eq!([Egress::None, Egress::All].map(|it| it.to_string()), ["none", "all"]);
 }

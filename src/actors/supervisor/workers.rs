@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use iii_protocol::api::{ErrorBody, ErrorCode, Phase, Resources};
+use iii_protocol::network::{Egress, Network};
 use ractor::{Actor, ActorId, ActorRef};
 use tokio::time::Instant;
 
@@ -15,6 +16,7 @@ use crate::actors::worker::board::{Board, first_status};
 use crate::actors::worker::durable::Store;
 use crate::actors::worker::messages::{Kit, StatusReply, WorkerArgs, WorkerMsg};
 use crate::actors::worker::state::{Moment, Order, Worker};
+use crate::config::engine::EngineUrl;
 use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::config::suggest::suggest;
 use crate::logs::{DEFAULT_RING_BYTES, LogRing};
@@ -281,7 +283,9 @@ fn stray(name: String) -> WorkerConfig {
         name,
         source: Source::None,
         env: Ok(Vec::new()),
+        engine: EngineUrl::default(),
         resources: Resources { memory_mib: 0, cpus: 0, disk_bytes: 0 },
+        network: Network { egress: Egress::None, ports: Vec::new() },
         restart: RestartConfig {
             policy: RestartPolicy::Never,
             max_restarts: None,

@@ -205,6 +205,7 @@ impl WorkerState {
             }
         }
         (self.surface.shim_pid, self.surface.vmm_pid) = (Some(status.shim_pid), status.vmm_pid);
+        self.surface.refused = status.refused.clone();
     }
 
     fn machine(&mut self, myself: &ActorRef<WorkerMsg>, generation: u64, status: ShimStatus) {
@@ -353,6 +354,7 @@ pub fn shown_as_failed(board: &Board, config: &WorkerConfig, cause: ErrorBody) {
         image_digest: old.image_digest.clone(),
         shim_pid: old.shim_pid,
         vmm_pid: old.vmm_pid,
+        refused: old.refused.clone(),
         log_dir: old.log_dir.clone(),
     };
     let shown = status_of(&worker, config, &surface);

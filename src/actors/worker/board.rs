@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iii_protocol::api::{Phase, WorkerStatus};
+use iii_protocol::api::{Phase, Refused, WorkerStatus};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -80,6 +80,8 @@ pub struct Surface {
     pub shim_pid: Option<u32>,
     /// The VMM's process id.
     pub vmm_pid: Option<u32>,
+    /// What the machine's network has refused.
+    pub refused: Refused,
     /// Folder of the log files.
     pub log_dir: String,
 }
@@ -94,7 +96,7 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
         State::Backoff { until, cause, .. } => (Some(cause.clone()), Some(until.wall), None),
         State::Failed { cause } => (Some(cause.clone()), None, None),
     };
-    let Surface { image_digest, shim_pid, vmm_pid, log_dir } = surface.clone();
+    let Surface { image_digest, shim_pid, vmm_pid, refused, log_dir } = surface.clone();
     WorkerStatus {
         name: worker.name.clone(),
         worker_type: config.worker_type(),
@@ -115,6 +117,8 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
         },
         image_digest,
         resources: config.resources,
+        network: config.network.clone(),
+        refused,
         shim_pid,
         vmm_pid,
         log_dir,

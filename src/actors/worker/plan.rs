@@ -6,6 +6,7 @@ use iii_protocol::api::{ErrorBody, ErrorCode, Resources};
 use iii_protocol::guest::ProcessPlan;
 use nix::sys::signal::Signal;
 
+use crate::config::engine::ENGINE_VARIABLES;
 use crate::config::schema::{Source, WorkerConfig};
 use crate::image::types::{Image, ImageConfig};
 use crate::vm::spec::MachineSpec;
@@ -16,6 +17,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same where the processor is emulated and everything takes many times longer.
 pub const BOOT_TIMEOUT_EMULATED: Duration = Duration::from_secs(120);
+/// The argument whose value is the engine's address, in images that take it on their command line.
+const URL_FLAG: &str = "--url";
 /// SIGRTMIN and SIGRTMAX as glibc guests and other OCI runtimes number them.
 const RT_SIGNALS: std::ops::RangeInclusive<i32> = 34..=64;
 
@@ -78,6 +81,7 @@ pub fn machine_spec(
         true => BOOT_TIMEOUT_EMULATED,
         false => BOOT_TIMEOUT,
     });
+    let engine_url = config.engine.in_guest();
     Ok(MachineSpec {
         worker: config.name.clone(),
         generation: around.generation,
@@ -87,14 +91,16 @@ pub fn machine_spec(
         },
         root_disk: image.root_disk.clone(),
         process: ProcessPlan {
-            argv: argv(&image.config),
-            env: environment(&image.config.env, own_env, &config.name),
+            argv: argv(&image.config, &engine_url),
+            env: environment(&image.config.env, own_env, &config.name, &engine_url),
             cwd: match image.config.working_dir.as_str() {
                 "" => "/".to_owned(),
                 dir => dir.to_owned(),
             },
             user: image.config.user.clone(),
         },
+        network: config.network.clone(),
+        engine: config.engine.engine().clone(),
         stop_signal: stop_signal(&image.config.stop_signal)?,
         stop_timeout_ms: millis(config.stop_timeout),
         boot_timeout_ms: millis(boot_timeout),
@@ -107,20 +113,39 @@ pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Entrypoint ++ Cmd; a shell for an image that has neither.
-fn argv(image: &ImageConfig) -> Vec<String> {
-    let argv: Vec<String> = image.entrypoint.iter().chain(&image.cmd).cloned().collect();
-    if argv.is_empty() { vec!["/bin/sh".to_owned()] } else { argv }
+/// Entrypoint ++ Cmd, with the engine's address behind `--url`; a shell for an image that has neither.
+fn argv(image: &ImageConfig, engine_url: &str) -> Vec<String> {
+    let mut argv: Vec<String> = image.entrypoint.iter().chain(&image.cmd).cloned().collect();
+    if argv.is_empty() {
+        return vec!["/bin/sh".to_owned()];
+    }
+    let mut is_value = false;
+    for word in argv.iter_mut().skip(1) {
+        if std::mem::take(&mut is_value) {
+            engine_url.clone_into(word);
+        } else if word == URL_FLAG {
+            is_value = true;
+        } else if word.strip_prefix(URL_FLAG).is_some_and(|rest| rest.starts_with('=')) {
+            *word = format!("{URL_FLAG}={engine_url}");
+        }
+    }
+    argv
 }
 
 /// The image's variables, then `config:`, then ours. A later value takes the place of an earlier one.
-fn environment(image: &[String], own: &[(String, String)], worker: &str) -> Vec<(String, String)> {
+fn environment(
+    image: &[String],
+    own: &[(String, String)],
+    worker: &str,
+    engine_url: &str,
+) -> Vec<(String, String)> {
     let image = image.iter().map(|entry| match entry.split_once('=') {
         Some((key, value)) => (key.to_owned(), value.to_owned()),
         None => (entry.clone(), String::new()),
     });
     let ours = [("III_ISOLATION", "libkrun"), ("III_WORKER_NAME", worker)];
-    let ours = ours.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let ours = ours.into_iter().chain(ENGINE_VARIABLES.map(|name| (name, engine_url)));
+    let ours = ours.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut env: Vec<(String, String)> = Vec::new();
     for (key, value) in image.chain(own.iter().cloned()).chain(ours) {
         match env.iter_mut().find(|(k, _)| *k == key) {
@@ -209,7 +234,77 @@ mod tests {
         let spec = machine_spec(&config, &image, around()).unwrap();
         let env: Vec<String> = spec.process.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let path = format!("PATH={DEFAULT_PATH}");
-        assert_eq!(env, ["A=x=y", "B=own", "EMPTY=", "III_WORKER_NAME=w", "III_ISOLATION=libkrun", &path]);
+        let url = "ws://localhost:49134";
+        assert_eq!(
+            env,
+            [
+                "A=x=y",
+                "B=own",
+                "EMPTY=",
+                "III_WORKER_NAME=w",
+                "III_ISOLATION=libkrun",
+                &format!("III_ENGINE_URL={url}"),
+                &format!("III_URL={url}"),
+                &path
+            ]
+        );
+    }
+
+    #[test]
+    fn the_guest_is_told_of_its_own_loopback_wherever_the_engine_is() {
+        for (own, url, engine) in [
+            ("", "ws://localhost:49134", "localhost:49134"),
+            ("III_URL: 'ws://10.0.0.5:5000/x'", "ws://localhost:5000/x", "10.0.0.5:5000"),
+            ("iii_engine_url: 'wss://e.lan'", "wss://localhost:443", "e.lan:443"),
+            ("III_URL: 'ws://a:1', III_ENGINE_URL: 'ws://b:2'", "ws://localhost:2", "b:2"),
+            ("III_URL: 'ws://a:1', III_ENGINE_URL: ''", "ws://localhost:1", "a:1"),
+            ("III: {URL: 'ws://a:1'}", "ws://localhost:1", "a:1"),
+        ] {
+            let text = format!("workers: [{{name: w, image: x, config: {{{own}}}}}]");
+            let config = crate::config::load::parse(&text, "c.yaml".as_ref(), &|_| None).unwrap();
+            let mut image = image();
+            image.config.env = vec!["III_URL=ws://evil:1".into(), "III_ENGINE_URL=x".into()];
+            let spec = machine_spec(&config.workers[0], &image, around()).unwrap();
+            assert_eq!(spec.engine.to_string(), engine, "{own}");
+            for name in ["III_URL", "III_ENGINE_URL"] {
+                let values: Vec<_> = spec.process.env.iter().filter(|(key, _)| key == name).collect();
+                assert_eq!(values, [&(name.to_owned(), url.to_owned())], "{own}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_on_the_images_command_line_is_replaced_and_never_added() {
+        let url = "ws://localhost:49134";
+        for (entrypoint, cmd, want) in [
+            (&["/w"][..], &["--url", "ws://x:1"][..], format!("/w --url {url}")),
+            (&["/w", "--url=ws://x:1", "-v"], &[], format!("/w --url={url} -v")),
+            (&["/w"], &["--url=", "--urls", "a"], format!("/w --url={url} --urls a")),
+            (&["/w"], &["--url"], "/w --url".to_owned()),
+            (&["/w", "--url"], &["a", "b"], format!("/w --url {url} b")),
+            (&["/w"], &["url", "-u", "x"], "/w url -u x".to_owned()),
+            (&["--url", "x"], &[], "--url x".to_owned()),
+        ] {
+            let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+            let spec = with_image(|c| {
+                c.entrypoint = words(entrypoint);
+                c.cmd = words(cmd);
+            });
+            assert_eq!(spec.process.argv.join(" "), want);
+        }
+    }
+
+    #[test]
+    fn a_machine_is_another_one_with_another_network_or_engine() {
+        let spec = with_image(|_| {});
+        let mut config = worker_config("w");
+        let hash = |config: &WorkerConfig| machine_spec(config, &image(), around()).unwrap().hash();
+        assert_eq!(hash(&config), spec.hash());
+        config.network.egress = iii_protocol::network::Egress::None;
+        assert_ne!(hash(&config), spec.hash());
+        config = worker_config("w");
+        config.engine = crate::config::engine::EngineUrl::parse("ws://other:49134").unwrap();
+        assert_ne!(hash(&config), spec.hash());
     }
 
     #[test]

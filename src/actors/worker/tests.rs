@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use iii_protocol::api::Resources;
+use iii_protocol::network::Network;
 
+use crate::config::engine::EngineUrl;
 use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::image::types::{Image, ImageConfig};
 use crate::image::worker_manifest::WorkerManifest;
@@ -15,7 +17,9 @@ pub fn worker_config(name: &str) -> WorkerConfig {
         name: name.to_owned(),
         source: Source::Oci { image: format!("registry.test/{name}") },
         env: Ok(Vec::new()),
+        engine: EngineUrl::default(),
         resources: Resources { memory_mib: 256, cpus: 1, disk_bytes: 1 << 30 },
+        network: Network::default(),
         restart: RestartConfig {
             policy: RestartPolicy::UnlessStopped,
             max_restarts: None,

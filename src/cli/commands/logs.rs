@@ -14,7 +14,8 @@ use crate::logs::disk::{self, DiskQuery};
 /// `iii worker logs`.
 pub async fn logs(ctx: &Context, args: &LogsArgs, printer: &mut Printer) -> Result<(), Failure> {
     let since = args.since.map(|since| since.resolve(Timestamp::now()));
-    let query = LogsQuery { follow: args.follow, tail: args.tail, since, previous: args.previous };
+    let (follow, tail, previous, events) = (args.follow, args.tail, args.previous, args.events);
+    let query = LogsQuery { follow, tail, since, previous, events };
     let mut show = Show { json: args.json, timestamps: args.timestamps, open: [false; 2] };
     let mut lines = match ctx.client().get_lines(&logs_path(&args.name, &query)).await {
         Ok(lines) => lines,
@@ -52,8 +53,13 @@ fn from_disk(
         printer.say(&format!("`{name}` has not written anything yet"));
         return Ok(());
     }
-    let wanted =
-        DiskQuery { tail: query.tail, since: query.since, previous: query.previous, ..DiskQuery::default() };
+    let wanted = DiskQuery {
+        wanted: query.wanted(),
+        tail: query.tail,
+        since: query.since,
+        previous: query.previous,
+        ..DiskQuery::default()
+    };
     let unreadable =
         |e: io::Error| Failure::failed(format!("the logs in {} cannot be read: {e}", dir.display()));
     for record in disk::read(&dir, &wanted).map_err(unreadable)? {
@@ -87,7 +93,8 @@ impl Show {
         }
         bytes.extend_from_slice(&record.bytes);
         match record.stream {
-            Stream::Stdout => printer.write(&bytes),
+            // Events are never among what the worker wrote, so they need no stream of their own.
+            Stream::Stdout | Stream::Event => printer.write(&bytes),
             Stream::Stderr => printer.write_error(&bytes),
         }
     }

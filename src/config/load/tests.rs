@@ -1,10 +1,11 @@
 use iii_protocol::api::Resources;
+use iii_protocol::network::Network;
 
+use super::*;
+use crate::config::network::{EGRESS_KEYS, NETWORK_KEYS};
 use crate::config::registries::{INSECURE_REGISTRIES_ENV, REGISTRY_KEYS};
 use crate::config::resources::RESOURCE_KEYS;
 use crate::config::schema::RegistryConfig;
-
-use super::*;
 
 fn vars(name: &str) -> Option<String> {
     match name {
@@ -72,6 +73,8 @@ fn a_worker_that_says_only_its_name_has_the_defaults() {
                 name: "w".to_owned(),
                 source: Source::None,
                 env: Ok(Vec::new()),
+                engine: EngineUrl::default(),
+                network: Network::default(),
                 resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
                 restart: RestartConfig {
                     policy: RestartPolicy::UnlessStopped,
@@ -459,6 +462,37 @@ fn variables_are_expanded_but_never_change_the_structure() {
 }
 
 #[test]
+fn an_address_that_is_no_engines_fails_its_worker_alone() {
+    let config = read(
+        "workers:
+  - name: a
+    config:
+      LOG: x
+      iii: {url: 'tcp://user:secret@h'}
+  - name: b
+    config: {III_ENGINE_URL: 'ws://', III_URL: 'ws://ok'}
+  - name: c
+    config: {III_URL: 'ws://10.0.0.1:5000/x'}
+  - name: d
+    config: {III_URL: }
+",
+    )
+    .unwrap();
+    let [a, b, c, d] = &config.workers[..] else { panic!("{config:?}") };
+    let error = a.env.clone().unwrap_err();
+    assert_eq!(error.code, ErrorCode::BadConfig);
+    insta::assert_snapshot!(error.message, @"/p/config.yaml:5: `III_URL` is no address of an engine: `tcp://` is none of the schemes ws://, wss://, http://, https://");
+    insta::assert_snapshot!(error.hint.unwrap(), @"write it like `ws://localhost:49134`, or take it out of `config:`");
+    let error = b.env.clone().unwrap_err();
+    assert_eq!(
+        error.message,
+        "/p/config.yaml:7: `III_ENGINE_URL` is no address of an engine: it names no host"
+    );
+    assert_eq!((c.env.is_ok(), c.engine.in_guest().as_str()), (true, "ws://localhost:5000/x"));
+    assert_eq!((d.env.is_ok(), &d.engine), (true, &EngineUrl::default()));
+}
+
+#[test]
 fn an_unset_variable_fails_its_worker_alone() {
     let config = read(
         "workers:
@@ -562,9 +596,10 @@ fn the_example_file_is_valid_and_names_every_key() {
         })
         .collect();
     parse(&all, Path::new("/p/config.yaml"), &vars).unwrap();
-    for key in
-        TOP_KEYS.iter().chain(WORKER_KEYS).chain(RESOURCE_KEYS).chain(RESTART_KEYS).chain(REGISTRY_KEYS)
-    {
+    let network = NETWORK_KEYS.iter().chain(EGRESS_KEYS);
+    let registries = REGISTRY_KEYS.iter();
+    let keys = TOP_KEYS.iter().chain(WORKER_KEYS).chain(RESOURCE_KEYS).chain(RESTART_KEYS);
+    for key in keys.chain(network).chain(registries) {
         let kept_for_old_files = ["modules", "rootfs"].contains(key);
         assert!(
             kept_for_old_files

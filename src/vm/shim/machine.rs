@@ -4,6 +4,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use iii_protocol::api::Refused;
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::frame::Frame;
 use iii_protocol::guest::{self, BootPlan, Exit, Hello, RootPlan, Stop};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::agent_link::{self, FromAgent};
 use super::console::Console;
 use super::daemon_link::{self, FromDaemon, LinkContext};
+use super::network::{MachineNetwork, guest_network};
 use super::output::Output;
 use super::spawn::spawn_vmm;
 use super::{EXIT_FILE, Places, ShimSpec};
@@ -51,7 +53,7 @@ pub(super) async fn run(
     spec: ShimSpec,
     birth: FrameReader<OwnedReadHalf>,
     birth_writer: OwnedWriteHalf,
-    Places { daemons, agents, ring, output }: Places,
+    Places { daemons, agents, engine, ring, output }: Places,
     mut terminate: Signal,
 ) -> anyhow::Result<()> {
     let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
@@ -64,6 +66,7 @@ pub(super) async fn run(
         vmm_pid: None,
         phase,
         next_seq: output.next_seq(),
+        refused: Refused::default(),
     });
     let (daemon_events, mut from_daemon) = mpsc::channel(DAEMON_QUEUE);
     let ctx = LinkContext { status: status.subscribe(), ring, events: daemon_events };
@@ -72,17 +75,26 @@ pub(super) async fn run(
     tokio::spawn(agent_link::serve(agents, agent_events));
     tracing::info!(generation = spec.machine.generation, "starting the VMM");
 
-    let (mut vmm, console) = match spawn_vmm(&spec).await {
-        Ok(spawned) => spawned,
-        Err(error) => {
-            let exit = no_start(&spec, &error);
+    let started = match MachineNetwork::start(&spec.machine.network, &spec.machine.engine, engine) {
+        Ok((network, guests_end)) => match spawn_vmm(&spec, &guests_end).await {
+            Ok((vmm, console)) => Ok((network, guests_end, vmm, console)),
+            Err(error) => Err(no_machine(&spec, &error)),
+        },
+        Err(error) => Err(error.into()),
+    };
+    let (mut network, guests_end, mut vmm, console) = match started {
+        Ok(started) => started,
+        Err(cause) => {
+            let exit = no_start(&spec, cause);
             let written = write_last_word(&spec, &exit);
             publish_end(&status, &output, exit);
             // The last word is on disk; a daemon that does not read it now finds it there.
             let _ = timeout(LAST_WORD_LIMIT, links).await;
-            return written.and(Err(error));
+            return written;
         }
     };
+    // The VMM has its own now. A plain process has none, and a link without another end would end the network.
+    let _guests_end = spec.libkrunfw.is_none().then_some(guests_end);
     status.send_modify(|status| status.vmm_pid = vmm.id());
 
     let mut machine = Machine {
@@ -109,6 +121,7 @@ pub(super) async fn run(
             // What the agent said comes before what happened to the VMM.
             biased;
             Some(event) = from_agent.recv() => machine.on_agent(event, &mut vmm),
+            line = network.news() => machine.on_news(&line, network.refused()),
             Some(event) = from_daemon.recv() => machine.on_daemon(event, &mut vmm),
             result = vmm.wait(), if vmm_ended.is_none() => vmm_ended = Some(result?),
             () = at(kill_at), if vmm_ended.is_none() => machine.on_deadline(&mut vmm),
@@ -116,6 +129,10 @@ pub(super) async fn run(
             Some(()) = terminate.recv() => machine.on_orphaned(&mut vmm),
         }
     }
+    while let Some(line) = network.pending_news() {
+        machine.on_news(&line, network.refused());
+    }
+    drop(network);
     let written = machine.conclude(vmm_ended.context("the VMM has not ended")?).await;
     drop(machine);
     // As above: whoever is too slow finds everything on disk. If the disk would not take it, this is the
@@ -126,15 +143,15 @@ pub(super) async fn run(
 
 /// The last word of a shim that did not get as far as a machine.
 pub(super) fn could_not_start(spec: &ShimSpec, error: &anyhow::Error) -> anyhow::Result<()> {
-    write_last_word(spec, &no_start(spec, error))
+    write_last_word(spec, &no_start(spec, no_machine(spec, error)))
 }
 
-fn no_start(spec: &ShimSpec, error: &anyhow::Error) -> ExitRecord {
-    let cause = ExitCause::CouldNotStart {
-        what: "machine".into(),
-        message: format!("{error:#}"),
-        hint: Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display())),
-    };
+fn no_machine(spec: &ShimSpec, error: &anyhow::Error) -> ExitCause {
+    let hint = Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display()));
+    ExitCause::CouldNotStart { what: "machine".into(), message: format!("{error:#}"), hint }
+}
+
+fn no_start(spec: &ShimSpec, cause: ExitCause) -> ExitRecord {
     let generation = spec.machine.generation;
     ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false }
 }
@@ -275,19 +292,29 @@ impl Machine {
     }
 
     fn plan(&self) -> BootPlan {
-        let root = match self.spec.libkrunfw {
-            Some(_) => {
-                RootPlan::Overlay { lower: ROOT_DISK_DEVICE.into(), upper: SCRATCH_DISK_DEVICE.into() }
-            }
-            None => RootPlan::Surroundings,
-        };
         let machine = &self.spec.machine;
+        let (root, network) = match self.spec.libkrunfw {
+            Some(_) => (
+                RootPlan::Overlay { lower: ROOT_DISK_DEVICE.into(), upper: SCRATCH_DISK_DEVICE.into() },
+                Some(guest_network(&machine.network)),
+            ),
+            None => (RootPlan::Surroundings, None),
+        };
         BootPlan {
             version: guest::VERSION,
             hostname: machine.worker.clone(),
             root,
+            network,
+            engine_port: Some(machine.engine.port),
             workload: machine.process.clone(),
         }
+    }
+
+    /// The network has something to tell.
+    fn on_news(&mut self, line: &str, refused: Refused) {
+        self.output.event(&plain(line));
+        self.status
+            .send_if_modified(|status| std::mem::replace(&mut status.refused, refused) != status.refused);
     }
 
     fn on_daemon(&mut self, event: FromDaemon, vmm: &mut Child) {

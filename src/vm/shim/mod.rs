@@ -16,7 +16,9 @@
 mod agent_link;
 mod console;
 mod daemon_link;
+mod engine;
 mod machine;
+mod network;
 mod output;
 mod spawn;
 
@@ -53,6 +55,10 @@ pub(super) const SHIM_LOG: &str = "shim.log";
 pub(super) const AGENT_SOCKET: &str = "agent.sock";
 /// Where sessions reach the guest, in the run folder; the VMM listens on it.
 pub const SESSION_SOCKET: &str = "session.sock";
+/// Where the guest's connections to its engine arrive, in the run folder.
+pub(super) const ENGINE_SOCKET: &str = "engine.sock";
+/// Sockets of the run folder: what the longest of their paths decides, and what a killed shim leaves.
+pub(super) const SOCKETS: [&str; 4] = [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET, ENGINE_SOCKET];
 
 /// First frame of the birth link: the machine and its places.
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,13 +101,14 @@ pub fn run() -> ExitCode {
 struct Places {
     daemons: UnixListener,
     agents: UnixListener,
+    engine: UnixListener,
     ring: Arc<LogRing>,
     output: Output,
 }
 
 impl Places {
     fn set_up(spec: &ShimSpec) -> anyhow::Result<Places> {
-        for stale in [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET, EXIT_FILE] {
+        for stale in SOCKETS.into_iter().chain([EXIT_FILE]) {
             let path = spec.run_dir.join(stale);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -114,9 +121,10 @@ impl Places {
         let listen = |name| UnixListener::bind(spec.run_dir.join(name));
         let daemons = listen(SHIM_SOCKET).context("cannot listen for daemons")?;
         let agents = listen(AGENT_SOCKET).context("cannot listen for the agent")?;
+        let engine = listen(ENGINE_SOCKET).context("cannot listen for the guest's way to its engine")?;
         let ring = Arc::new(LogRing::new(DEFAULT_RING_BYTES));
         let output = Output::open(&spec.log_dir, spec.machine.generation, spec.first_seq, Arc::clone(&ring))?;
-        Ok(Places { daemons, agents, ring, output })
+        Ok(Places { daemons, agents, engine, ring, output })
     }
 }
 
@@ -148,7 +156,7 @@ async fn start() -> anyhow::Result<()> {
             machine::could_not_start(&spec, &error).and(Err(error))
         }
     };
-    for socket in [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET] {
+    for socket in SOCKETS {
         // Gone already is as good.
         let _ = fs::remove_file(run_dir.join(socket));
     }

@@ -94,10 +94,17 @@ impl Output {
         let mut lines = Vec::new();
         let assembler = match stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            // An event is never cut out of a stream.
+            Stream::Stderr | Stream::Event => &mut self.stderr,
         };
         assembler.feed(ts, chunk, |line| lines.push((stream, line)));
         self.publish(lines);
+    }
+
+    /// Notes what is not the workload's own, by the host's clock.
+    pub(super) fn event(&mut self, line: &str) {
+        let bytes = format!("{line}\n").into_bytes();
+        self.publish(vec![(Stream::Event, Begun { ts: Timestamp::now(), bytes })]);
     }
 
     /// The workload is over: what has begun is all there is.
@@ -164,11 +171,13 @@ mod tests {
         let mut output = open(dir.path());
         output.feed(Stream::Stdout, 1, b"one\ntw");
         output.feed(Stream::Stderr, 2, b"err \xff\n");
+        output.event("egress denied");
         output.feed(Stream::Stdout, 3, b"o\n\nrest");
         output.finish();
-        let expected: [(Stream, &[u8]); 5] = [
+        let expected: [(Stream, &[u8]); 6] = [
             (Stream::Stdout, b"one\n"),
             (Stream::Stderr, b"err \xff\n"),
+            (Stream::Event, b"egress denied\n"),
             (Stream::Stdout, b"two\n"),
             (Stream::Stdout, b"\n"),
             (Stream::Stdout, b"rest"),

@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 
+use iii_protocol::guest::GuestNetwork;
+
 use crate::console;
 use crate::platform::WORKSPACE;
 use crate::user::Identity;
@@ -27,9 +29,9 @@ pub(super) fn apply_settings() {
     }
 }
 
-/// Contents of /etc/hosts: the names every program expects (hosts(5)), and the worker's own.
-pub(super) fn hosts(hostname: &str) -> String {
-    format!(
+/// Contents of /etc/hosts: the names every program expects (hosts(5)), the worker's own, and those of its network.
+fn hosts(hostname: &str, network: Option<&GuestNetwork>) -> String {
+    let mut text = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::\tip6-localnet\n\
@@ -37,21 +39,34 @@ pub(super) fn hosts(hostname: &str) -> String {
          ff02::1\tip6-allnodes\n\
          ff02::2\tip6-allrouters\n\
          127.0.1.1\t{hostname}\n"
-    )
+    );
+    for (name, address) in network.iter().flat_map(|network| &network.hosts) {
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
+    text
 }
 
-/// Contents of /etc/resolv.conf while a machine has no network: an empty list makes the resolver ask
-/// 127.0.0.1 and fail at once.
-pub(super) const RESOLV_CONF: &str = "# written by iii: this machine has no network\n";
+/// Contents of /etc/resolv.conf. An empty list makes the resolver ask 127.0.0.1 and fail at once.
+fn resolv_conf(network: Option<&GuestNetwork>) -> String {
+    let servers: String = network
+        .iter()
+        .flat_map(|network| &network.dns)
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    match servers.is_empty() {
+        true => "# written by iii: this machine may not ask for names\n".to_owned(),
+        false => format!("# written by iii\n{servers}"),
+    }
+}
 
 /// Writes the name files under `root` ("" in a guest). A file that cannot be written is told on the
 /// console: it is no reason not to start.
-pub(super) fn write_names(root: &Path, hostname: &str) {
+pub(super) fn write_names(root: &Path, hostname: &str, network: Option<&GuestNetwork>) {
     let etc = root.join("etc");
     let files = [
-        ("hosts", hosts(hostname)),
+        ("hosts", hosts(hostname, network)),
         ("hostname", format!("{hostname}\n")),
-        ("resolv.conf", RESOLV_CONF.to_owned()),
+        ("resolv.conf", resolv_conf(network)),
     ];
     let made = DirBuilder::new().recursive(true).mode(0o755).create(&etc);
     for (name, content) in files {
@@ -104,9 +119,24 @@ mod tests {
 
     #[test]
     fn localhost_and_the_worker_resolve_without_a_network() {
-        let text = hosts("api");
+        let text = hosts("api", None);
         assert!(text.contains("127.0.0.1\tlocalhost\n"));
         assert!(text.ends_with("127.0.1.1\tapi\n"));
+        assert!(!resolv_conf(None).contains("nameserver"));
+    }
+
+    #[test]
+    fn a_network_brings_its_names_and_whom_to_ask() {
+        let gateway = [10, 0, 0, 1].into();
+        let network = GuestNetwork {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: vec![],
+            dns: vec![gateway],
+            hosts: vec![("host.iii.internal".into(), gateway)],
+        };
+        assert!(hosts("api", Some(&network)).ends_with("\n10.0.0.1\thost.iii.internal\n"));
+        assert!(resolv_conf(Some(&network)).ends_with("\nnameserver 10.0.0.1\n"));
     }
 
     #[test]
@@ -118,21 +148,21 @@ mod tests {
         fs::write(&outside, "precious").expect("write");
         symlink(&outside, etc.join("resolv.conf")).expect("link");
         symlink(&outside, etc.join(".hosts.iii")).expect("link");
-        write_names(root.path(), "api");
+        write_names(root.path(), "api", None);
         assert_eq!(fs::read_to_string(&outside).expect("read"), "precious");
-        assert_eq!(fs::read_to_string(etc.join("resolv.conf")).expect("read"), RESOLV_CONF);
-        assert_eq!(fs::read_to_string(etc.join("hosts")).expect("read"), hosts("api"));
+        assert_eq!(fs::read_to_string(etc.join("resolv.conf")).expect("read"), resolv_conf(None));
+        assert_eq!(fs::read_to_string(etc.join("hosts")).expect("read"), hosts("api", None));
         assert!(fs::symlink_metadata(etc.join("hosts")).expect("meta").is_file());
     }
 
     #[test]
     fn an_image_without_etc_gets_one_and_a_second_boot_writes_nothing() {
         let root = tempfile::tempdir().expect("folder");
-        write_names(root.path(), "api");
+        write_names(root.path(), "api", None);
         let path = root.path().join("etc/hostname");
         assert_eq!(fs::read_to_string(&path).expect("read"), "api\n");
         let before = fs::metadata(&path).expect("meta").modified().expect("time");
-        write_names(root.path(), "api");
+        write_names(root.path(), "api", None);
         assert_eq!(fs::metadata(&path).expect("meta").modified().expect("time"), before);
     }
 

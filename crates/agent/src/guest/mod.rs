@@ -2,15 +2,18 @@
 
 mod cgroup;
 mod files;
-mod loopback;
 mod mounts;
+mod netlink;
+mod network;
 
 use std::fs::{self, File};
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use iii_protocol::engine::ENGINE_PORT;
 use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
 use iii_protocol::session::SESSION_PORT;
 use nix::fcntl::{OFlag, open};
@@ -25,6 +28,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{sethostname, sync};
 
 use crate::console;
+use crate::engine::EngineDoor;
 use crate::error::StartError;
 use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
 use crate::sys::{self, Limit};
@@ -46,9 +50,7 @@ pub(crate) struct Guest {
 
 impl Platform for Guest {
     fn connect(&self) -> io::Result<File> {
-        let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT))?;
-        Ok(File::from(socket))
+        dial_host(CONTROL_PORT).map(File::from)
     }
 
     fn prepare(&mut self) -> Result<(), StartError> {
@@ -58,7 +60,8 @@ impl Platform for Guest {
             console::say(format_args!("the limit of open files stays: {}", error.desc()));
         }
         // A failure here costs the workload its own localhost, not the machine.
-        if let Err(error) = loopback::bring_up() {
+        let up = netlink::Netlink::open().and_then(|it| it.bring_up(netlink::LOOPBACK_INDEX, None));
+        if let Err(error) = up {
             console::say(format_args!("the loopback interface stays down: {error}"));
         }
         Ok(())
@@ -76,7 +79,10 @@ impl Platform for Guest {
         mounts::enter_root(&mut mounts::Kernel)?;
 
         files::apply_settings();
-        files::write_names(Path::new("/"), &plan.hostname);
+        files::write_names(Path::new("/"), &plan.hostname, plan.network.as_ref());
+        if let Some(network) = &plan.network {
+            network::set_up(network)?;
+        }
         self.workload = cgroup::Workload::make();
         let owner = resolve(&plan.workload.user)?;
         files::make_workspace(Path::new("/"), &owner)
@@ -100,6 +106,13 @@ impl Platform for Guest {
         bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, SESSION_PORT))?;
         listen(&socket, Backlog::new(BACKLOG)?)?;
         Ok(Some(socket))
+    }
+
+    fn engine_door(&self, port: u16) -> io::Result<Option<EngineDoor>> {
+        let mut listeners = vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?];
+        // Not there in a kernel without IPv6.
+        listeners.extend(TcpListener::bind((Ipv6Addr::LOCALHOST, port)));
+        Ok(Some(EngineDoor { listeners, dial: Arc::new(|| dial_host(ENGINE_PORT)) }))
     }
 
     fn session_host(&self) -> Arc<dyn SessionHost> {
@@ -136,6 +149,13 @@ impl Platform for Guest {
         let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
         console::say(format_args!("cannot power off: {}", error.desc()));
     }
+}
+
+/// Connects to a vsock port of the host.
+fn dial_host(port: u32) -> io::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, port))?;
+    Ok(socket)
 }
 
 /// The guest as the sessions' threads see it.

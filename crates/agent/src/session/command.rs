@@ -8,11 +8,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use iii_protocol::session as contract;
-use iii_protocol::session::{EndCause, Exec, HANGUP_GRACE_MS, KIND_STARTED, Started, TerminalSize};
+use iii_protocol::session::{
+    EndCause, Exec, HANGUP_GRACE_MS, KIND_STARTED, MAX_DATA_BYTES, Started, TerminalSize,
+};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{SIGCONT, SIGHUP, SIGKILL};
 use portable_pty::MasterPty;
@@ -29,7 +30,8 @@ use super::frames::{Controls, FrameStream};
 use super::open::{self, Event};
 use super::pump::{self, Input, Lines, Output};
 use super::terminal::{self, Terminal};
-use super::{Admitted, Shared, spawn};
+use super::threads::{Working, spawn};
+use super::{Admitted, Shared};
 
 /// How long killed processes may take to be gone. Only one stuck in the kernel takes any time at all.
 const LAST_PROCESSES: Duration = Duration::from_secs(5);
@@ -57,7 +59,7 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
     let _ = connection.send_json(KIND_STARTED, &started);
     if exec.detach {
         let its = Arc::clone(connection);
-        let leave = spawn("session-out", move || {
+        let leave = spawn(move || {
             open::finish_unread(&its, stream, EndCause::Detached);
             its.close();
         });
@@ -118,6 +120,9 @@ fn start(
     Ok(Some(Running { group: Arc::new(group), output, input, terminal }))
 }
 
+/// What a command's pipes hold: as much as one frame of data.
+const PIPE_BYTES: i32 = MAX_DATA_BYTES as i32;
+
 fn pipes(exec: &Exec) -> Streams {
     if exec.detach {
         return [Stdio::null(), Stdio::null(), Stdio::null()];
@@ -127,7 +132,11 @@ fn pipes(exec: &Exec) -> Streams {
 }
 
 fn take_pipes(child: &mut Child) -> io::Result<(Output, Option<Input>)> {
-    let file = |fd: OwnedFd| File::from(fd);
+    let file = |fd: OwnedFd| {
+        // One read then makes a large frame; a pipe that may not grow works as well.
+        let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+        File::from(fd)
+    };
     let stdout = child.stdout.take().map(|it| file(it.into()));
     let stderr = child.stderr.take().map(|it| file(it.into()));
     let input = match child.stdin.take() {
@@ -233,15 +242,15 @@ fn attend(
 }
 
 struct Threads {
-    output: JoinHandle<()>,
-    input: JoinHandle<()>,
+    output: Working<()>,
+    input: Working<()>,
 }
 
 fn carry(lines: &Lines, output: Output, input: Option<Input>) -> io::Result<Threads> {
     let its = lines.clone();
-    let output = spawn("session-out", move || pump::carry_output(output, &its.outbound, &its.connection))?;
+    let output = spawn(move || pump::carry_output(output, &its.outbound, &its.connection))?;
     let its = lines.clone();
-    let input = spawn("session-stdin", move || pump::carry_input(input, &its.inbound, &its.connection))?;
+    let input = spawn(move || pump::carry_input(input, &its.inbound, &its.connection))?;
     Ok(Threads { output, input })
 }
 

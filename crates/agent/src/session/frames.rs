@@ -23,7 +23,7 @@ pub(super) type FrameStream = BufReader<ConnectionReader>;
 
 /// Reads of a shared connection.
 #[derive(Debug)]
-pub(super) struct ConnectionReader(pub(super) Arc<Connection>);
+pub(crate) struct ConnectionReader(pub(crate) Arc<Connection>);
 
 impl std::io::Read for ConnectionReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {

@@ -11,10 +11,10 @@ use super::connection::Connection;
 
 /// Shared by the reader of frames, which fills it and never waits, and one consumer.
 #[derive(Debug)]
-pub(super) struct Inbound {
+pub(crate) struct Inbound {
     state: Mutex<State>,
     /// Readable after a change.
-    pub(super) wake: EventFd,
+    pub(crate) wake: EventFd,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ struct State {
 
 /// What the consumer gets next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Bytes, never none.
     Data(Vec<u8>),
     /// No more will come.
@@ -39,14 +39,14 @@ pub(super) enum Next {
 }
 
 impl Inbound {
-    pub(super) fn new() -> io::Result<Inbound> {
+    pub(crate) fn new() -> io::Result<Inbound> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)?;
         Ok(Inbound { state: Mutex::default(), wake })
     }
 
     /// Bytes from the client.
-    pub(super) fn push(&self, bytes: Vec<u8>) -> Result<(), WindowExceeded> {
+    pub(crate) fn push(&self, bytes: Vec<u8>) -> Result<(), WindowExceeded> {
         let mut state = self.lock();
         state.window.received(bytes.len())?;
         // Small pieces are joined, so that the window bounds the memory whatever the pieces are.
@@ -61,24 +61,24 @@ impl Inbound {
     }
 
     /// Whether the client has said that there are no more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.lock().ended
     }
 
     /// No more will come.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.lock().ended = true;
         self.poke();
     }
 
     /// The session is over, or its client gone.
-    pub(super) fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.lock().cancelled = true;
         self.poke();
     }
 
     /// The next piece. To be answered with [`Inbound::taken`].
-    pub(super) fn next(&self) -> Next {
+    pub(crate) fn next(&self) -> Next {
         // Empty is as good as emptied.
         let _ = self.wake.read();
         let mut state = self.lock();
@@ -93,12 +93,12 @@ impl Inbound {
     }
 
     /// Whether to stop at once.
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.lock().cancelled
     }
 
     /// `bytes` were passed on: tells the client when it is worth a frame.
-    pub(super) fn taken(&self, bytes: usize, connection: &Connection) -> io::Result<()> {
+    pub(crate) fn taken(&self, bytes: usize, connection: &Connection) -> io::Result<()> {
         let credit = self.lock().window.taken(bytes);
         match credit {
             Some(credit) => connection.send(KIND_CREDIT, &credit_payload(credit)),

@@ -21,12 +21,12 @@ mod open;
 mod outbound;
 mod pump;
 mod terminal;
+mod threads;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use iii_protocol::guest::ProcessPlan;
@@ -38,10 +38,14 @@ use crate::platform::SessionHost;
 use crate::reaper::Reaper;
 use crate::sys;
 
-use connection::Connection;
+// What carries bytes within windows is not a session's alone.
+pub(crate) use connection::Connection;
+pub(crate) use frames::ConnectionReader;
+pub(crate) use inbound::{Inbound, Next};
+pub(crate) use outbound::Outbound;
+pub(crate) use pump::{poll_again, wait_for, write_all};
+pub(crate) use threads::spawn;
 
-/// Stack of each of a session's threads, in bytes: what they carry is on the heap.
-const STACK_BYTES: usize = 256 * 1024;
 /// Connections at a time: sessions, and those that were answered and not closed by their client yet.
 const MAX_CONNECTIONS: usize = 2 * MAX_SESSIONS;
 /// How long accepting rests when the machine is out of something and no session ends.
@@ -81,7 +85,7 @@ impl Sessions {
         let (open, live, changed) = (RwLock::new(true), Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { host, reaper, workload, open, live, changed });
         let its = Arc::clone(&shared);
-        spawn("sessions", move || its.accept_all(&listener))?;
+        spawn(move || its.accept_all(&listener))?;
         Ok(Sessions(shared))
     }
 
@@ -142,7 +146,7 @@ impl Shared {
             connection.close();
         }
         let its = Arc::clone(self);
-        let spawned = spawn("session", move || {
+        let spawned = spawn(move || {
             open::serve(&its, &connection);
             its.forget(number);
         });
@@ -188,11 +192,4 @@ impl Drop for Admitted {
         self.shared.live().sessions -= 1;
         self.shared.changed.notify_all();
     }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
-    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work)
 }

@@ -3,7 +3,6 @@
 use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use iii_protocol::frame::{Frame, FrameError, read_frame};
@@ -20,7 +19,8 @@ use super::frames::{self, ConnectionReader, Controls, FrameStream, READ_BYTES};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::pump::Lines;
-use super::{Shared, command, copying, spawn};
+use super::threads::{Working, spawn};
+use super::{Shared, command, copying};
 
 /// How long a client may take for each piece of its first frame.
 const OPEN_SECONDS: i64 = 10;
@@ -100,7 +100,7 @@ pub(super) fn finish_unread(connection: &Connection, stream: FrameStream, cause:
     // A client that has left needs no words.
     let _ = connection.send_json(KIND_END, &End { cause });
     let (events, over) = sync_channel(EVENT_QUEUE);
-    let reader = spawn("session-in", move || {
+    let reader = spawn(move || {
         let mut stream = stream;
         let _ = io::copy(&mut stream, &mut io::sink());
         let _ = events.send(Event::Lost);
@@ -115,7 +115,7 @@ pub(super) fn finish_unread(connection: &Connection, stream: FrameStream, cause:
 pub(super) struct Attended {
     pub(super) lines: Lines,
     pub(super) events: Receiver<Event>,
-    reader: JoinHandle<()>,
+    reader: Working<()>,
 }
 
 /// What a session shares with its client, before anything is started for it.
@@ -140,7 +140,7 @@ pub(super) fn attend(
     events: Receiver<Event>,
 ) -> io::Result<Attended> {
     let its = lines.clone();
-    let reader = spawn("session-in", move || {
+    let reader = spawn(move || {
         let mut stream = stream;
         frames::follow(&mut stream, &its, &controls);
         its.inbound.cancel();
@@ -166,7 +166,7 @@ impl Attended {
     }
 }
 
-fn linger(connection: &Connection, reader: JoinHandle<()>, events: &Receiver<Event>) {
+fn linger(connection: &Connection, reader: Working<()>, events: &Receiver<Event>) {
     let deadline = Instant::now() + Duration::from_millis(END_LINGER_MS);
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

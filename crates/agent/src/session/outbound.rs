@@ -10,76 +10,76 @@ use super::connection::Connection;
 
 /// Shared by the reader of frames, which changes it, and one sender of data, which waits for changes.
 #[derive(Debug)]
-pub(super) struct Outbound {
+pub(crate) struct Outbound {
     state: Mutex<View>,
     /// Readable after a change.
-    pub(super) wake: EventFd,
+    pub(crate) wake: EventFd,
 }
 
 /// The state of things at one moment.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct View {
+pub(crate) struct View {
     window: SendWindow,
     /// Nobody reads standard output any more.
-    pub(super) stdout_closed: bool,
+    pub(crate) stdout_closed: bool,
     /// Likewise.
-    pub(super) stderr_closed: bool,
+    pub(crate) stderr_closed: bool,
     /// The client is gone: what comes is thrown away.
-    pub(super) lost: bool,
+    pub(crate) lost: bool,
     /// All writers are gone: what can be read now is all there will ever be.
-    pub(super) draining: bool,
+    pub(crate) draining: bool,
 }
 
 impl View {
     /// Bytes that may be sent now.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.window.room()
     }
 }
 
 impl Outbound {
-    pub(super) fn new() -> io::Result<Outbound> {
+    pub(crate) fn new() -> io::Result<Outbound> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_value_and_flags(0, flags)?;
         Ok(Outbound { state: Mutex::default(), wake })
     }
 
     /// The client took `bytes`.
-    pub(super) fn credited(&self, bytes: u32) -> Result<(), TooMuchCredit> {
+    pub(crate) fn credited(&self, bytes: u32) -> Result<(), TooMuchCredit> {
         let result = self.lock().window.credited(bytes);
         self.poke();
         result
     }
 
     /// Nobody reads standard output any more.
-    pub(super) fn close_stdout(&self) {
+    pub(crate) fn close_stdout(&self) {
         self.change(|state| state.stdout_closed = true);
     }
 
     /// Nobody reads standard error any more.
-    pub(super) fn close_stderr(&self) {
+    pub(crate) fn close_stderr(&self) {
         self.change(|state| state.stderr_closed = true);
     }
 
     /// The client is gone.
-    pub(super) fn lose(&self) {
+    pub(crate) fn lose(&self) {
         self.change(|state| state.lost = true);
     }
 
     /// No process that could write is left.
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.change(|state| state.draining = true);
     }
 
     /// As it is now; changes from here on make [`Outbound::wake`] readable.
-    pub(super) fn view(&self) -> View {
+    pub(crate) fn view(&self) -> View {
         // Empty is as good as emptied.
         let _ = self.wake.read();
         *self.lock()
     }
 
     /// `bytes` go out; at most the room of the last view, for this is the only sender.
-    pub(super) fn sent(&self, bytes: usize) {
+    pub(crate) fn sent(&self, bytes: usize) {
         self.lock().window.sent(bytes);
     }
 

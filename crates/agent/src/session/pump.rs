@@ -43,6 +43,8 @@ pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: 
         }
         let may_read = view.lost || view.room() > 0;
         let Ok(ready) = wait_for_output(&output, &outbound.wake, view, may_read) else { return };
+        // Whoever writes in small pieces goes first, so that one frame takes many of them.
+        std::thread::yield_now();
         if may_read && view.draining && !ready.contains(&true) {
             return;
         }
@@ -178,7 +180,7 @@ fn wait_for_input(pipe: Option<&File>, wake: &EventFd) -> nix::Result<bool> {
 }
 
 /// Writes to a file that does not block, and waits for it to take more unless the session is over.
-fn write_all(file: &mut File, mut bytes: &[u8], inbound: &Inbound) -> io::Result<()> {
+pub(crate) fn write_all(file: &mut File, mut bytes: &[u8], inbound: &Inbound) -> io::Result<()> {
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -202,12 +204,13 @@ fn write_all(file: &mut File, mut bytes: &[u8], inbound: &Inbound) -> io::Result
 }
 
 /// Waits until `wake` is readable.
-pub(super) fn wait_for(wake: &EventFd) -> io::Result<()> {
+pub(crate) fn wait_for(wake: &EventFd) -> io::Result<()> {
     let fd: BorrowedFd<'_> = wake.as_fd();
     Ok(poll_again(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::NONE)?)
 }
 
-fn poll_again(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> nix::Result<()> {
+/// Waits for any of them, whatever signals come.
+pub(crate) fn poll_again(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> nix::Result<()> {
     loop {
         match poll(fds, timeout) {
             Ok(_) => return Ok(()),

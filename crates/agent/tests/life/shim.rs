@@ -105,12 +105,14 @@ impl Shim {
             entries.count()
         };
         let threads = fs::read_dir(format!("/proc/{}/task", self.agent.id())).expect("the agent lives");
-        let children = threads.flatten().map(|thread| {
-            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            children.split_ascii_whitespace().count()
-        });
-        let children = children.sum();
-        [count("task"), count("fd"), children]
+        let (mut busy, mut children) = (0, 0);
+        for thread in threads.flatten() {
+            let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            // Those that wait for the next session are kept for a while.
+            busy += usize::from(read("comm").trim() != "session-idle");
+            children += read("children").split_ascii_whitespace().count();
+        }
+        [busy, count("fd"), children]
     }
 
     /// What it holds with no session: once that is the same for a while.
@@ -143,7 +145,17 @@ impl Shim {
 
     pub(crate) fn plan(&mut self, workload: ProcessPlan) {
         let root = RootPlan::Surroundings;
-        self.say(KIND_PLAN, &BootPlan { version: VERSION, hostname: "test".into(), root, workload });
+        self.say(
+            KIND_PLAN,
+            &BootPlan {
+                version: VERSION,
+                hostname: "test".into(),
+                root,
+                network: None,
+                engine_port: None,
+                workload,
+            },
+        );
     }
 
     pub(crate) fn stop(&mut self, signal: i32, grace_ms: u64) {

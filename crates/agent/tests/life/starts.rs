@@ -152,6 +152,8 @@ fn another_version_of_the_shim_is_refused() {
         version: VERSION + 1,
         hostname: "test".into(),
         root: RootPlan::Surroundings,
+        network: None,
+        engine_port: None,
         workload: process(&["true"]),
     };
     shim.say(KIND_PLAN, &plan);
@@ -163,7 +165,17 @@ fn a_plan_for_a_guest_mounts_nothing_on_a_host() {
     let mut shim = Shim::new();
     let root = RootPlan::Overlay { lower: "/dev/null".into(), upper: "/dev/null".into() };
     let workload = process(&["true"]);
-    shim.say(KIND_PLAN, &BootPlan { version: VERSION, hostname: "test".into(), root, workload });
+    shim.say(
+        KIND_PLAN,
+        &BootPlan {
+            version: VERSION,
+            hostname: "test".into(),
+            root,
+            network: None,
+            engine_port: None,
+            workload,
+        },
+    );
     assert_eq!(shim.hear_all().could_not_start().0, "root disk");
 }
 

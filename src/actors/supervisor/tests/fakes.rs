@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use iii_protocol::api::{ErrorBody, PullEvent};
+use iii_protocol::api::{ErrorBody, PullEvent, Refused};
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
 use jiff::{SignedDuration, Timestamp};
@@ -152,6 +152,7 @@ impl FakeHost {
             vmm_pid: Some(2000 + spec.generation as u32),
             phase: MachinePhase::Booting { since: Timestamp::now(), deadline },
             next_seq: 0,
+            refused: Refused::default(),
         };
         let machine = FakeMachine { status, control, link: None };
         let before = self.lock().machines.insert(spec.worker.clone(), machine);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iii_protocol::api::{Desired, ErrorBody, ErrorCode};
+use iii_protocol::api::{Desired, ErrorBody, ErrorCode, Refused};
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::shim::{MachinePhase, ShimStatus};
 use jiff::Timestamp;
@@ -272,6 +272,7 @@ impl World {
                     vmm_pid: None,
                     phase: machine.phase.clone(),
                     next_seq: 0,
+                    refused: Refused::default(),
                 },
                 wanted: differs.then(|| "that".to_owned()),
             },

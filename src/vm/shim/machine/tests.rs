@@ -2,7 +2,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use iii_protocol::api::Resources;
+use iii_protocol::engine::Engine;
 use iii_protocol::guest::{ProcessPlan, Started};
+use iii_protocol::network::Network;
 use tokio::net::UnixStream;
 
 use tokio::net::unix::pipe;
@@ -27,6 +29,8 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
         resources: Resources { memory_mib: 1, cpus: 1, disk_bytes: 1 },
         root_disk: dir.into(),
         process,
+        network: Network::default(),
+        engine: Engine::default(),
         stop_signal: 15,
         stop_timeout_ms: 1000,
         boot_timeout_ms: 1000,
@@ -54,6 +58,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
             vmm_pid: vmm.id(),
             phase,
             next_seq: 1,
+            refused: Refused::default(),
         }),
         output: Output::open(dir, 1, 0, Arc::new(LogRing::new(1000))).unwrap(),
         console: Console::start(console, dir).unwrap(),

@@ -1,0 +1,99 @@
+//! A machine without `iii` around it: the floor. The bench plays its shim.
+
+use std::fs;
+use std::io::{IoSlice, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use iii_protocol::frame::{Frame, read_frame};
+use iii_protocol::guest::{BootPlan, KIND_HELLO, KIND_PLAN, ProcessPlan, RootPlan, VERSION};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use crate::bed::Bed;
+use crate::{MEMORY_MIB, binary, environment};
+
+/// A guest whose agent has said hello; killed when dropped.
+pub(crate) struct Bare {
+    /// From the start of the VMM's process to the agent's hello.
+    pub(crate) hello_after: Duration,
+    vmm: Child,
+    agent: UnixStream,
+    listener: UnixListener,
+    /// The other end of the guest's network device, which nobody serves.
+    _network: UnixDatagram,
+}
+
+impl Bare {
+    /// With the same agent and disks as the bed's worker, which must be stopped.
+    pub(crate) fn boot(bed: &Bed) -> Bare {
+        let [socket, sessions, engine] =
+            ["floor.sock", "floor-sessions.sock", "floor-engine.sock"].map(|name| bed.home().join(name));
+        for stale in [&socket, &sessions] {
+            let _ = fs::remove_file(stale);
+        }
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let root_disk = fs::read_dir(bed.home().join("images"))
+            .expect("images")
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|e| e == "erofs"))
+            .expect("a root disk");
+        // The order names whom the machine must not outlive.
+        let config = serde_json::json!({ "shim_pid": std::process::id(), "kind": {
+            "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
+            "scratch_disk": bed.home().join("managed/bench/scratch.ext4"),
+            "sockets": { "control": socket, "sessions": sessions, "engine": engine },
+            "libkrunfw": environment("III_LIBKRUNFW_PATH"),
+        } });
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let (network, guests_end) = UnixDatagram::pair().expect("a pair of sockets");
+        let began = Instant::now();
+        let vmm = Command::new(binary())
+            .arg("__vmm")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the VMM starts");
+        let descriptors = [guests_end.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let order = config.to_string();
+        sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(order.as_bytes())], &rights, MsgFlags::empty(), None)
+            .expect("it takes its order");
+        drop(ours);
+        let (mut agent, _) = listener.accept().expect("the agent connects");
+        let frame = read_frame(&mut agent).expect("a frame").expect("a frame");
+        let hello_after = began.elapsed();
+        assert_eq!(frame.kind, KIND_HELLO);
+        Bare { hello_after, vmm, agent, listener, _network: network }
+    }
+
+    /// Runs a program in the guest that connects to the control port, and hands that second connection over.
+    pub(crate) fn connection_of(&mut self, argv: &[&str]) -> UnixStream {
+        let plan = BootPlan {
+            version: VERSION,
+            hostname: "bare".into(),
+            root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
+            network: None,
+            engine_port: None,
+            workload: ProcessPlan {
+                argv: argv.iter().map(|&word| word.to_owned()).collect(),
+                env: Vec::new(),
+                cwd: "/".into(),
+                user: String::new(),
+            },
+        };
+        let plan = Frame::json(KIND_PLAN, &plan).to_bytes().expect("a small frame");
+        self.agent.write_all(&plan).expect("the agent takes its plan");
+        self.listener.accept().expect("the program connects").0
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.vmm.kill().expect("the VMM can be killed");
+        self.vmm.wait().expect("the VMM ends");
+    }
+}
