@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use iii_protocol::network::{GATEWAY_IPV4, GUEST_IPV4, GUEST_MAC, IPV4_PREFIX, MTU};
 use smoltcp::wire::{
-    DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, UdpPacket,
+    DHCP_CLIENT_PORT, DHCP_SERVER_PORT, DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress,
+    UdpPacket,
 };
 
 use crate::stack::Shared;

@@ -102,7 +102,8 @@ pub(crate) fn is_answer(message: &[u8], question: &Question, answer: &[u8]) -> b
         let count = u16::from_be_bytes([answer[4], answer[5]]);
         // An error may come without the question.
         let body = &answer[HEADER_BYTES..];
-        let same = body.get(..question.wire.len()).is_some_and(|echo| echo.eq_ignore_ascii_case(&question.wire));
+        let same =
+            body.get(..question.wire.len()).is_some_and(|echo| echo.eq_ignore_ascii_case(&question.wire));
         (count == 1 && same) || (count == 0 && answer[3] & 0x0f != 0)
     }
 }
@@ -135,10 +136,11 @@ pub(crate) fn read_answer(question: &Question, answer: &[u8]) -> Option<Vec<Give
         ttl = ttl.min(Duration::from_secs(u64::from(seconds)));
         names.push(name);
     }
-    let given = parsed.answers.iter().filter(|record| names.contains(&plain(&record.name))).flat_map(|record| {
-        let ttl = ttl.min(Duration::from_secs(u64::from(record.ttl)));
-        addresses(record).into_iter().map(move |address| (address, ttl))
-    });
+    let given =
+        parsed.answers.iter().filter(|record| names.contains(&plain(&record.name))).flat_map(|record| {
+            let ttl = ttl.min(Duration::from_secs(u64::from(record.ttl)));
+            addresses(record).into_iter().map(move |address| (address, ttl))
+        });
     Some(given.map(|(address, ttl)| Given { address, ttl, names: names.clone() }).collect())
 }
 

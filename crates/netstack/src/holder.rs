@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel_are_read() {
-        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000  0 4242 1 0";
+        let line =
+            "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000  0 4242 1 0";
         let at = |address: &str| inode_of(line, LISTENING, address.parse().unwrap());
         if cfg!(target_endian = "little") {
             assert_eq!(at("127.0.0.1:8080"), Some(4242));

@@ -8,12 +8,12 @@ use smoltcp::wire::IpProtocol;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
+use crate::neighbor;
 use crate::policy::Verdict;
 use crate::report::Attempt;
 use crate::stack::{Shared, is_gateway};
 use crate::udp::send_echo;
 use crate::wire::{Packet, Unreachable, send_icmp, send_unreachable};
-use crate::neighbor;
 
 /// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443, RFC 4861).
 const ECHO_REQUEST: u8 = 8;
@@ -26,8 +26,11 @@ const ECHO_HEADER: usize = 8;
 pub(crate) fn ingress(shared: &Rc<Shared>, packet: &Packet<'_>) {
     let Some(kind) = packet.payload.first() else { return shared.counters.malformed.add(1) };
     match (packet.destination, packet.protocol, *kind) {
-        (IpAddr::V6(_), IpProtocol::Icmpv6, SOLICITATION) => neighbor::answer_solicitation(&shared.link, packet),
-        (IpAddr::V4(_), IpProtocol::Icmp, ECHO_REQUEST) | (IpAddr::V6(_), IpProtocol::Icmpv6, ECHO_REQUEST_V6) => {
+        (IpAddr::V6(_), IpProtocol::Icmpv6, SOLICITATION) => {
+            neighbor::answer_solicitation(&shared.link, packet)
+        }
+        (IpAddr::V4(_), IpProtocol::Icmp, ECHO_REQUEST)
+        | (IpAddr::V6(_), IpProtocol::Icmpv6, ECHO_REQUEST_V6) => {
             echo(shared, packet);
         }
         _ => {}

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use iii_protocol::network::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_MAC};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv6Packet, Icmpv6Repr, IpProtocol, IpRepr,
-    NdiscNeighborFlags, NdiscRepr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv6Packet, Icmpv6Repr,
+    IpProtocol, IpRepr, NdiscNeighborFlags, NdiscRepr,
 };
 
 use crate::link::Link;
@@ -15,9 +15,16 @@ use crate::wire::Packet;
 
 /// Answers an ARP request for the gateway.
 pub(crate) fn answer_arp(link: &Link, bytes: &[u8]) {
-    let Ok(request) = ArpPacket::new_checked(bytes).and_then(|packet| ArpRepr::parse(&packet)) else { return };
-    let ArpRepr::EthernetIpv4 { operation, source_hardware_addr, target_protocol_addr, source_protocol_addr, .. } =
-        request
+    let Ok(request) = ArpPacket::new_checked(bytes).and_then(|packet| ArpRepr::parse(&packet)) else {
+        return;
+    };
+    let ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr,
+        target_protocol_addr,
+        source_protocol_addr,
+        ..
+    } = request
     else {
         return;
     };

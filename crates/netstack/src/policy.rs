@@ -151,7 +151,8 @@ pub fn may_ask(egress: &Egress, name: &str) -> bool {
 /// Whether some permission or refusal is about this name, so that its addresses matter: (permission, refusal).
 #[must_use]
 pub fn is_ruled(egress: &Egress, name: &str) -> (bool, bool) {
-    let names = |rule: &Rule| matches!(&rule.to, Destination::Name { name: rule } if name_matches(rule, name));
+    let names =
+        |rule: &Rule| matches!(&rule.to, Destination::Name { name: rule } if name_matches(rule, name));
     match egress {
         Egress::Rules { allow, deny } => (allow.iter().any(names), deny.iter().any(names)),
         _ => (false, false),
@@ -179,7 +180,11 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// The reason, or rather that a name led there.
     fn told(&self, reason: Reason) -> Reason {
-        if self.knowledge.pins.is_rebound(self.target, self.knowledge.now) { Reason::Rebinding } else { reason }
+        if self.knowledge.pins.is_rebound(self.target, self.knowledge.now) {
+            Reason::Rebinding
+        } else {
+            reason
+        }
     }
 
     fn is_permitted_by(&self, rule: &Rule) -> bool {
@@ -188,7 +193,8 @@ impl Asked<'_> {
                 Destination::Any => self.reason.is_none(),
                 Destination::Net { address, prefix } => self.is_opened_by(*address, *prefix),
                 Destination::Name { name } => {
-                    self.reason.is_none() && self.knowledge.pins.permits(self.target, name, self.knowledge.now)
+                    self.reason.is_none()
+                        && self.knowledge.pins.permits(self.target, name, self.knowledge.now)
                 }
             }
     }
@@ -221,7 +227,9 @@ impl Asked<'_> {
                 Destination::Net { address, prefix } => {
                     self.inner.iter().chain([&self.target]).any(|inner| contains(*address, *prefix, *inner))
                 }
-                Destination::Name { name } => self.knowledge.pins.refuses(self.target, name, self.knowledge.now),
+                Destination::Name { name } => {
+                    self.knowledge.pins.refuses(self.target, name, self.knowledge.now)
+                }
             }
     }
 }

@@ -139,7 +139,13 @@ impl Peers {
     }
 
     /// The flow of a datagram of `address`, a new one if need be.
-    fn of(&mut self, socket: &Rc<UdpSocket>, index: usize, address: SocketAddr, guest: u16) -> Option<FlowKey> {
+    fn of(
+        &mut self,
+        socket: &Rc<UdpSocket>,
+        index: usize,
+        address: SocketAddr,
+        guest: u16,
+    ) -> Option<FlowKey> {
         if let Some(key) = self.by_peer.get(&(index, address)).copied() {
             if let Some(peer) = self.by_flow.get_mut(&key) {
                 peer.last_used = Instant::now();

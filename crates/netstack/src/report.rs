@@ -85,7 +85,9 @@ impl Reporter {
     /// A refusal; the event, if it is to be told.
     pub(crate) fn denied(&mut self, attempt: Attempt, reason: Reason, now: Instant) -> Option<Event> {
         let key = (attempt, reason);
-        if self.told.get(&key).is_some_and(|last| now < *last + SAME_REFUSAL_EVERY) || !self.has_allowance(now) {
+        if self.told.get(&key).is_some_and(|last| now < *last + SAME_REFUSAL_EVERY)
+            || !self.has_allowance(now)
+        {
             self.suppressed += 1;
             self.summary_at.get_or_insert(now + SUMMARY_AFTER);
             return None;

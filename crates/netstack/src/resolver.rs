@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +17,7 @@ use crate::report::Attempt;
 use crate::settings::Resolvers;
 use crate::special::special;
 use crate::stack::Shared;
+use crate::udp::take_error;
 
 /// The port of every resolver.
 pub(crate) const DNS_PORT: u16 = 53;
@@ -96,7 +97,9 @@ fn server(ip: &resolv_conf::ScopedIp) -> Option<SocketAddr> {
         resolv_conf::ScopedIp::V4(four) => Some(SocketAddr::new(IpAddr::V4(*four), DNS_PORT)),
         resolv_conf::ScopedIp::V6(six, scope) => {
             let scope = match scope {
-                Some(name) => name.parse().ok().or_else(|| nix::net::if_::if_nametoindex(name.as_str()).ok())?,
+                Some(name) => {
+                    name.parse().ok().or_else(|| nix::net::if_::if_nametoindex(name.as_str()).ok())?
+                }
                 None => 0,
             };
             Some(SocketAddr::V6(SocketAddrV6::new(*six, DNS_PORT, 0, scope)))
@@ -177,7 +180,12 @@ pub(crate) async fn ask(shared: &Rc<Shared>, inquiry: Inquiry, by: Carrier) -> V
     }
 }
 
-async fn first_answer(shared: &Rc<Shared>, message: &[u8], question: &Question, by: Carrier) -> Option<Vec<u8>> {
+async fn first_answer(
+    shared: &Rc<Shared>,
+    message: &[u8],
+    question: &Question,
+    by: Carrier,
+) -> Option<Vec<u8>> {
     let end = Instant::now() + shared.limits.dns_total;
     let mut poor = None;
     loop {
@@ -218,7 +226,11 @@ async fn ask_udp(server: SocketAddr, message: &[u8], question: &Question) -> io:
     socket.connect(server).await?;
     socket.send(message).await?;
     loop {
-        socket.readable().await?;
+        if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error()
+            && let Some(error) = take_error(&socket)
+        {
+            return Err(error);
+        }
         let mut buffer = vec![0; MAX_ANSWER];
         match socket.try_recv(&mut buffer) {
             Ok(length) if is_answer(message, question, &buffer[..length]) => {
@@ -247,7 +259,11 @@ async fn ask_tcp(server: SocketAddr, message: &[u8], question: &Question) -> io:
 fn note(shared: &Shared, question: &Question, answer: &[u8]) -> Result<(), Full> {
     let Some(given) = read_answer(question, answer) else {
         // Where names are ruled, nobody may learn an address that we have not seen.
-        return if matches!(shared.egress, iii_protocol::network::Egress::Rules { .. }) { Err(Full) } else { Ok(()) };
+        return if matches!(shared.egress, iii_protocol::network::Egress::Rules { .. }) {
+            Err(Full)
+        } else {
+            Ok(())
+        };
     };
     let mut pins = shared.pins.borrow_mut();
     let now = std::time::Instant::now();

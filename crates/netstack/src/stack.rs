@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use iii_protocol::network::{Egress, GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, GUEST_MAC};
+use iii_protocol::network::{
+    Egress, GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, GUEST_MAC,
+};
 use smoltcp::wire::{EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol};
 use tokio::sync::{Notify, mpsc};
 
@@ -102,7 +104,9 @@ impl Shared {
         let own = match &self.host_addresses {
             HostAddresses::Fixed(own) => own.clone(),
             // Neither asks for them.
-            HostAddresses::Interfaces if matches!(self.egress, Egress::None | Egress::All) || is_gateway(to) => {
+            HostAddresses::Interfaces
+                if matches!(self.egress, Egress::None | Egress::All) || is_gateway(to) =>
+            {
                 Vec::new()
             }
             HostAddresses::Interfaces => interfaces(),

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use iii_protocol::network::{GATEWAY_IPV4, GATEWAY_IPV6};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4Message, Icmpv4Packet, Icmpv6Message, Icmpv6Packet, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpControl,
-    TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
+    Icmpv4Message, Icmpv4Packet, Icmpv6Message, Icmpv6Packet, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet,
+    TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use crate::link::Link;
@@ -162,11 +162,19 @@ pub(crate) fn udp_header(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
 /// Sends a datagram to the guest.
 pub(crate) fn send_udp(link: &Link, from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) {
     let udp = UdpRepr { src_port: from.1, dst_port: to.1 };
-    let ip = IpRepr::new(from.0.into(), to.0.into(), IpProtocol::Udp, udp.header_len() + payload.len(), HOP_LIMIT);
+    let ip =
+        IpRepr::new(from.0.into(), to.0.into(), IpProtocol::Udp, udp.header_len() + payload.len(), HOP_LIMIT);
     link.send_ip(&ip, |bytes| {
         let mut packet = UdpPacket::new_unchecked(bytes);
         let emit = |body: &mut [u8]| body.copy_from_slice(payload);
-        udp.emit(&mut packet, &from.0.into(), &to.0.into(), payload.len(), emit, &ChecksumCapabilities::default());
+        udp.emit(
+            &mut packet,
+            &from.0.into(),
+            &to.0.into(),
+            payload.len(),
+            emit,
+            &ChecksumCapabilities::default(),
+        );
     });
 }
 

@@ -55,7 +55,10 @@ pub(crate) struct FlowKey {
 
 enum Entry {
     /// The host is being asked. The kept SYN is the newest.
-    Dialing { syn: Vec<u8>, task: Option<AbortHandle> },
+    Dialing {
+        syn: Vec<u8>,
+        task: Option<AbortHandle>,
+    },
     Open(Rc<Conn>),
 }
 
@@ -202,7 +205,9 @@ async fn dial(shared: Rc<Shared>, key: FlowKey, to: SocketAddr) {
             shared.counters.tcp_failed.add(1);
             match Unreachable::of(&error) {
                 // What the host's kernel was told is what the guest's is told.
-                Some(why @ (Unreachable::Host | Unreachable::Network)) => send_unreachable(&shared.link, &syn, why),
+                Some(why @ (Unreachable::Host | Unreachable::Network)) => {
+                    send_unreachable(&shared.link, &syn, why)
+                }
                 _ if error.kind() == io::ErrorKind::TimedOut => {}
                 _ => refuse(&shared, &syn),
             }
@@ -251,7 +256,8 @@ fn open_from_guest(shared: &Rc<Shared>, key: FlowKey, syn: &[u8], outside: Outsi
 /// A connection to a published port. `false` when there is no room for it.
 pub(crate) fn open_to_guest(shared: &Rc<Shared>, stream: TcpStream, guest_port: u16) {
     let gateway = IpAddr::V4(GATEWAY_IPV4);
-    let room = if shared.tcp.is_full(&shared.limits) { None } else { shared.tcp.free_port(guest_port, gateway) };
+    let room =
+        if shared.tcp.is_full(&shared.limits) { None } else { shared.tcp.free_port(guest_port, gateway) };
     let outside = Outside::Host(stream);
     let Some(port) = room else {
         shared.counters.over_limit.add(1);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant as StdInstant};
 
 use iii_netstack::{Event, Handle, HostAddresses, Limits, Resolvers, Settings, Stack, pair};
 use iii_protocol::network::{
-    Egress, GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_IPV6, GUEST_MAC, IPV4_PREFIX, IPV6_PREFIX, MTU, Network,
-    PublishedPort,
+    Egress, GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_IPV6, GUEST_MAC, IPV4_PREFIX, IPV6_PREFIX, MTU,
+    Network, PublishedPort,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -97,7 +97,10 @@ impl Guest {
             self.interface.poll(now, &mut self.wire, &mut self.sockets);
             assert!(StdInstant::now() < deadline, "waited too long for {what}");
             let now = self.now();
-            let delay = self.interface.poll_delay(now, &self.sockets).map_or(50, |delay| delay.total_millis().min(50));
+            let delay = self
+                .interface
+                .poll_delay(now, &self.sockets)
+                .map_or(50, |delay| delay.total_millis().min(50));
             let mut events = PollFlags::POLLIN;
             if delay == 0 {
                 events |= PollFlags::POLLOUT;
@@ -145,7 +148,10 @@ impl Guest {
     pub(crate) fn established(&mut self, handle: SocketHandle) {
         self.until("a connection", |guest| {
             let state = guest.state(handle);
-            assert!(matches!(state, tcp::State::SynSent | tcp::State::Established | tcp::State::CloseWait), "{state}");
+            assert!(
+                matches!(state, tcp::State::SynSent | tcp::State::Established | tcp::State::CloseWait),
+                "{state}"
+            );
             (state != tcp::State::SynSent).then_some(())
         });
     }
@@ -238,8 +244,12 @@ impl Guest {
         self.frame("an ICMP error", |frame| {
             let packet = frame.get(14..)?;
             match packet[0] >> 4 {
-                4 if packet[9] == 1 && packet[20] == 3 => Some((packet[20], packet[21], packet[28..].to_vec())),
-                6 if packet[6] == 58 && packet[40] == 1 => Some((packet[40], packet[41], packet[48..].to_vec())),
+                4 if packet[9] == 1 && packet[20] == 3 => {
+                    Some((packet[20], packet[21], packet[28..].to_vec()))
+                }
+                6 if packet[6] == 58 && packet[40] == 1 => {
+                    Some((packet[40], packet[41], packet[48..].to_vec()))
+                }
                 _ => None,
             }
         })
@@ -250,7 +260,10 @@ impl Guest {
 pub(crate) fn event(handle: &mut Handle) -> Event {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, handle.event()).await.expect("an event in time").expect("a running stack")
+        tokio::time::timeout(PATIENCE, handle.event())
+            .await
+            .expect("an event in time")
+            .expect("a running stack")
     })
 }
 
