@@ -32,11 +32,11 @@ const SYNC_FULL: u32 = 2;
 const SEMANTICS_LINUX: u32 = 0;
 /// No TSI: with it, the guest's sockets would be the host's own.
 const TSI_OFF: u32 = 0;
-/// What the network device offers, bits of virtio's list. CSUM (0): the guest leaves out checksums, for the link is
-/// memory. GUEST_CSUM, GUEST_TSO4 and GUEST_TSO6 (1, 7, 8) are how its driver is brought to take frames of the link's
-/// MTU: without them it makes room for 1500 bytes. Frames to the guest have their checksums all the same, and the guest
-/// itself sends none that would have to be cut, for which the host has no offer.
-const NET_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8;
+/// VIRTIO_NET_F_CSUM: the guest may leave out checksums, for the link is memory.
+const NET_CSUM: u32 = 1 << 0;
+/// VIRTIO_NET_F_GUEST_CSUM, GUEST_TSO4 and GUEST_TSO6: with these its driver makes room for frames of the link's MTU, and
+/// without them for 1500 bytes. Frames to the guest have their checksums all the same, and none is a joined one.
+const NET_LARGE_FRAMES: u32 = 1 << 1 | 1 << 7 | 1 << 8;
 /// Neither vfkit's greeting nor libkrun's own DHCP client: the agent sets the device up.
 const NET_FLAGS: u32 = 0;
 /// Tag of the file system that the guest's kernel mounts as its first root.
@@ -164,11 +164,11 @@ fn try_enter(config: &VmmConfig, network: RawFd) -> Result<std::convert::Infalli
     check("krun_add_vsock_port2", unsafe {
         krun::krun_add_vsock_port2(ctx, SESSION_PORT, session_socket.as_ptr(), true)
     })?;
-    let no_path = std::ptr::null();
+    let (no_path, features) = (std::ptr::null(), NET_CSUM | NET_LARGE_FRAMES);
     // SAFETY: a null path means that the descriptor is to be used, which is open in this process and which nobody else
     // here refers to, so that libkrun may own it; the address is six bytes that outlive the call, which copies them.
     check("krun_add_net_unixgram", unsafe {
-        krun::krun_add_net_unixgram(ctx, no_path, network, GUEST_MAC.as_ptr(), NET_FEATURES, NET_FLAGS)
+        krun::krun_add_net_unixgram(ctx, no_path, network, GUEST_MAC.as_ptr(), features, NET_FLAGS)
     })?;
     // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
     check("krun_set_console_output", unsafe { krun::krun_set_console_output(ctx, console.as_ptr()) })?;

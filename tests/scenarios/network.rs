@@ -109,6 +109,29 @@ fn a_port_that_is_taken_fails_its_worker_alone_and_says_who_has_it() {
 }
 
 #[test]
+fn a_port_that_another_projects_worker_has_is_told_with_its_name() {
+    let bed = Bed::new();
+    let reference = bed.script_image("idle", "exec sleep 1000");
+    let ports = format!("ports: [{}]", free_port());
+    bed.configure(&[bed.entry("web", &reference, &[&ports])]);
+    let _daemon = bed.daemon();
+    bed.wait_phase("web", Phase::Running);
+    let other = bed.project().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let config = other.join("config.yaml");
+    let entry = bed.entry("db", &reference, &[&ports, "restart: { delay: 10ms }"]);
+    std::fs::write(&config, format!("workers:\n{entry}")).unwrap();
+    let config = config.to_str().unwrap();
+    let mut second = bed.command(&["-c", config]).spawn().unwrap();
+    bed.until("the second project says who has the port", || {
+        let said = bed.iii(&["worker", "status", "db", "-c", config]).text();
+        said.contains("failed") && said.contains("that is the machine of worker `web`")
+    });
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+#[test]
 fn a_file_in_which_two_workers_want_one_port_changes_nothing() {
     let bed = Bed::new();
     let reference = bed.script_image("idle", "exec sleep 1000");

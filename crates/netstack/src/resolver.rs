@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +17,7 @@ use crate::report::Attempt;
 use crate::settings::Resolvers;
 use crate::special::special;
 use crate::stack::Shared;
+use crate::udp::take_error;
 
 /// The port of every resolver.
 pub(crate) const DNS_PORT: u16 = 53;
@@ -225,7 +226,11 @@ async fn ask_udp(server: SocketAddr, message: &[u8], question: &Question) -> io:
     socket.connect(server).await?;
     socket.send(message).await?;
     loop {
-        socket.readable().await?;
+        if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error()
+            && let Some(error) = take_error(&socket)
+        {
+            return Err(error);
+        }
         let mut buffer = vec![0; MAX_ANSWER];
         match socket.try_recv(&mut buffer) {
             Ok(length) if is_answer(message, question, &buffer[..length]) => {

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use iii_protocol::network::{GUEST_IPV4, GUEST_IPV6, MTU};
 use smoltcp::wire::UdpPacket;
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
@@ -183,12 +184,28 @@ pub(crate) fn guest_of(ip: IpAddr) -> IpAddr {
 /// Bytes of the largest datagram the link carries; larger ones are dropped.
 pub(crate) const MAX_PAYLOAD: usize = MTU as usize - 40 - 8;
 
+/// The error a socket was woken for, so that it wakes nobody for it again.
+pub(crate) fn take_error(socket: &UdpSocket) -> Option<io::Error> {
+    let error = socket.take_error().ok().flatten();
+    let _ = socket.try_io(Interest::ERROR, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+    error
+}
+
 async fn run(shared: Rc<Shared>, flow: Rc<Flow>) {
     loop {
         shared.link.clear().await;
         let end = flow.last_used.get() + shared.limits.udp_idle;
         tokio::select! {
-            ready = flow.socket.readable() => if ready.is_err() { break },
+            // What the network says about a datagram is an error without anything to read.
+            ready = flow.socket.ready(Interest::READABLE | Interest::ERROR) => match ready {
+                Ok(ready) if ready.is_error() => {
+                    if let Some(error) = take_error(&flow.socket) {
+                        flow.failed(&shared, &error);
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            },
             () = sleep_until(end) => {
                 if flow.last_used.get() + shared.limits.udp_idle <= Instant::now() {
                     break;

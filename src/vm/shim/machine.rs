@@ -85,6 +85,7 @@ pub(super) async fn run(
     let (mut network, guests_end, mut vmm, console) = match started {
         Ok(started) => started,
         Err(cause) => {
+            tracing::error!(?cause, "there is no machine");
             let exit = no_start(&spec, cause);
             let written = write_last_word(&spec, &exit);
             publish_end(&status, &output, exit);

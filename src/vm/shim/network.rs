@@ -2,6 +2,7 @@
 //!
 //! The ports are bound before anything is started: one that is taken fails this machine alone, and at once.
 
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,8 @@ use iii_protocol::network::{
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
-use super::engine;
+use super::machine::plain;
+use super::{SHIM_LOCK, engine};
 
 /// News of the way to the engine that may wait: there is little of it.
 const ENGINE_NEWS: usize = 4;
@@ -98,8 +100,26 @@ impl From<NetworkError> for ExitCause {
             NetworkError::Bind(_) => ("ports", "correct `ports:` in config.yaml"),
             NetworkError::Start(_) => ("network", "look at the host's limits (`ulimit -a`)"),
         };
-        ExitCause::CouldNotStart { what: what.into(), message: error.to_string(), hint: Some(hint.into()) }
+        let worker = match &error {
+            NetworkError::Bind(error) => error.holder.as_ref().and_then(|holder| worker_of(holder.pid)),
+            NetworkError::Start(_) => None,
+        };
+        let message = match worker {
+            Some(worker) => format!("{error}; that is the machine of worker `{worker}`"),
+            None => error.to_string(),
+        };
+        ExitCause::CouldNotStart { what: what.into(), message, hint: Some(hint.into()) }
     }
+}
+
+/// The worker whose shim the process is. A shim's standard output is the lock of its run folder, which has the worker's
+/// name.
+fn worker_of(pid: u32) -> Option<String> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    arguments.split(|&byte| byte == 0).find(|word| *word == b"__shim")?;
+    let lock = fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
+    let folder = lock.parent().filter(|_| lock.ends_with(SHIM_LOCK))?;
+    Some(plain(folder.file_name()?.to_str()?))
 }
 
 /// How the guest sets its device up.

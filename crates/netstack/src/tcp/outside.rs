@@ -65,7 +65,13 @@ impl Outside {
     /// The error that arrived without being asked for: a reset.
     pub(crate) fn take_error(&self) -> Option<io::Error> {
         match self {
-            Outside::Host(stream) => stream.take_error().ok().flatten(),
+            Outside::Host(stream) => {
+                let error = stream.take_error().ok().flatten();
+                // Once taken, it is to wake nobody any more.
+                let _ = stream
+                    .try_io(Interest::ERROR, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                error
+            }
             Outside::Dns(_) => None,
         }
     }
