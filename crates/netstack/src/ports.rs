@@ -2,6 +2,7 @@
 //! is an error of the start and not a silence later.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
@@ -130,7 +131,7 @@ struct Peer {
 
 impl Peers {
     /// Passes a datagram of the guest to the peer it answers. `false` when it answers none.
-    pub(crate) fn to_peer(&mut self, key: &FlowKey, payload: &[u8]) -> bool {
+    pub(crate) fn pass_on(&mut self, key: &FlowKey, payload: &[u8]) -> bool {
         let Some(peer) = self.by_flow.get_mut(key) else { return false };
         peer.last_used = Instant::now();
         // A full socket drops, as a wire does. An error is the peer's affair.
@@ -161,9 +162,8 @@ impl Peers {
             let port = EPHEMERAL.start() + self.next_port;
             self.next_port = if self.next_port == count { 0 } else { self.next_port + 1 };
             let key = FlowKey { guest, outside: SocketAddr::new(IpAddr::V4(GATEWAY_IPV4), port) };
-            if !self.by_flow.contains_key(&key) {
-                let peer = Peer { socket: Rc::clone(socket), index, address, last_used: Instant::now() };
-                self.by_flow.insert(key, peer);
+            if let Entry::Vacant(room) = self.by_flow.entry(key) {
+                room.insert(Peer { socket: Rc::clone(socket), index, address, last_used: Instant::now() });
                 self.by_peer.insert((index, address), key);
                 return Some(key);
             }
@@ -206,26 +206,30 @@ async fn receive(shared: Rc<Shared>, socket: Rc<UdpSocket>, index: usize, guest:
             }
         }
         forget_at = forget_at.or_else(|| Some(Instant::now() + shared.limits.udp_idle));
-        let mut buffer = shared.datagram.borrow_mut();
-        for _ in 0..DATAGRAMS_AT_ONCE {
-            match socket.try_recv_from(&mut buffer) {
-                Ok((length, address)) if length <= MAX_PAYLOAD => {
-                    let key = shared.udp.peers.borrow_mut().of(&socket, index, address, guest);
-                    if let Some(key) = key {
-                        let from = (key.outside.ip(), key.outside.port());
-                        send_udp(&shared.link, from, (IpAddr::V4(GUEST_IPV4), guest), &buffer[..length]);
-                    }
-                }
-                Ok(_) => shared.counters.frames_dropped.add(1),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // What a peer's kernel said about an earlier datagram.
-                Err(_) => {}
-            }
-            if !shared.link.is_clear() {
-                break;
-            }
-        }
-        drop(buffer);
+        take(&shared, &socket, index, guest);
         tokio::task::yield_now().await;
+    }
+}
+
+/// Passes on what peers have sent.
+fn take(shared: &Shared, socket: &Rc<UdpSocket>, index: usize, guest: u16) {
+    let mut buffer = shared.datagram.borrow_mut();
+    for _ in 0..DATAGRAMS_AT_ONCE {
+        match socket.try_recv_from(&mut buffer) {
+            Ok((length, address)) if length <= MAX_PAYLOAD => {
+                let key = shared.udp.peers.borrow_mut().of(socket, index, address, guest);
+                if let Some(key) = key {
+                    let from = (key.outside.ip(), key.outside.port());
+                    send_udp(&shared.link, from, (IpAddr::V4(GUEST_IPV4), guest), &buffer[..length]);
+                }
+            }
+            Ok(_) => shared.counters.frames_dropped.add(1),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // What a peer's kernel said about an earlier datagram.
+            Err(_) => {}
+        }
+        if !shared.link.is_clear() {
+            return;
+        }
     }
 }

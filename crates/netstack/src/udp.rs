@@ -56,7 +56,7 @@ pub(crate) fn ingress(shared: &Rc<Shared>, packet: &Packet<'_>) {
     if crate::dhcp::is_request(key) {
         return crate::dhcp::ingress(shared, packet);
     }
-    if shared.udp.peers.borrow_mut().to_peer(&key, udp.payload()) {
+    if shared.udp.peers.borrow_mut().pass_on(&key, udp.payload()) {
         return;
     }
     let open = shared.udp.flows.borrow().get(&key).map(Rc::clone);
@@ -149,6 +149,22 @@ impl Flow {
     }
 
     /// Passes on what came back.
+    fn take(&self, shared: &Shared) {
+        let mut buffer = shared.datagram.borrow_mut();
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match self.socket.try_recv(&mut buffer) {
+                Ok(length) if length <= MAX_PAYLOAD => self.reply(shared, &mut buffer[..length]),
+                Ok(_) => shared.counters.frames_dropped.add(1),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => self.failed(shared, &error),
+            }
+            if !shared.link.is_clear() {
+                return;
+            }
+        }
+    }
+
+    /// Passes on one datagram that came back.
     fn reply(&self, shared: &Shared, payload: &mut [u8]) {
         self.last_used.set(Instant::now());
         let outside = self.key.outside;
@@ -213,19 +229,7 @@ async fn run(shared: Rc<Shared>, flow: Rc<Flow>) {
                 continue;
             }
         }
-        let mut buffer = shared.datagram.borrow_mut();
-        for _ in 0..DATAGRAMS_AT_ONCE {
-            match flow.socket.try_recv(&mut buffer) {
-                Ok(length) if length <= MAX_PAYLOAD => flow.reply(&shared, &mut buffer[..length]),
-                Ok(_) => shared.counters.frames_dropped.add(1),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => flow.failed(&shared, &error),
-            }
-            if !shared.link.is_clear() {
-                break;
-            }
-        }
-        drop(buffer);
+        flow.take(&shared);
         tokio::task::yield_now().await;
     }
     let mut flows = shared.udp.flows.borrow_mut();

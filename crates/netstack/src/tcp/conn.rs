@@ -83,11 +83,10 @@ impl Conn {
     pub(crate) fn pump(&self, shared: &Shared) -> Next {
         let mut machine = self.machine.borrow_mut();
         let machine = &mut *machine;
-        let mut wants = Wants::default();
-        wants.write = match self.to_outside(machine) {
-            Ok(is_blocked) => is_blocked,
-            Err(_) => return self.abort(machine, shared),
+        let Ok(write) = self.to_outside(machine) else {
+            return self.abort(machine, shared);
         };
+        let mut wants = Wants { read: false, write };
         if !wants.write && !self.is_guest_finished.get() && machine.has_guest_finished() {
             self.is_guest_finished.set(true);
             self.outside.finish();

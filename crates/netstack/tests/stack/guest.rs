@@ -106,7 +106,7 @@ impl Guest {
                 events |= PollFlags::POLLOUT;
             }
             let mut fds = [PollFd::new(self.wire.socket.as_fd(), events)];
-            poll(&mut fds, PollTimeout::try_from(u16::try_from(delay.max(1)).unwrap()).unwrap()).unwrap();
+            poll(&mut fds, PollTimeout::from(u16::try_from(delay.max(1)).unwrap())).unwrap();
         }
     }
 
