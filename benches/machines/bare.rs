@@ -73,6 +73,7 @@ impl Bare {
     /// Runs a program in the guest that connects to the control port, and hands that second connection over.
     pub(crate) fn connection_of(&mut self, argv: &[&str]) -> UnixStream {
         let plan = BootPlan {
+            now_ns: None,
             version: VERSION,
             hostname: "bare".into(),
             root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },

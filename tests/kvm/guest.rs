@@ -16,7 +16,7 @@ use crate::support::registry::{Packing, Tree, image, layer};
 fn the_guest_is_a_whole_and_separate_machine() {
     let bed = Bed::new();
     let script = r#"
-        hostname; cat /etc/hosts; echo "resolv:"; cat /etc/resolv.conf; echo "end-resolv"
+        hostname; echo "date $(date +%s)"; cat /etc/hosts; echo "resolv:"; cat /etc/resolv.conf; echo "end-resolv"
         grep -c . /proc/self/mounts >/dev/null
         for at in /proc /sys /dev /dev/pts /dev/shm /tmp /run /sys/fs/cgroup; do
             grep -q " $at " /proc/self/mounts && echo "mounted $at"
@@ -44,6 +44,9 @@ fn the_guest_is_a_whole_and_separate_machine() {
     bed.wait_log("looker", "looked\n");
     let log = bed.ok(&["worker", "logs", "looker"]);
     assert!(log.starts_with("looker\n"), "{log}");
+    let date = log.lines().find_map(|line| line.strip_prefix("date ")).unwrap().parse::<i64>().unwrap();
+    let since = bed.status("looker").unwrap().since.as_second();
+    assert!((date - since).abs() <= 2, "the guest wrote at {date}, and the host saw it run at {since}");
     for expected in [
         "mounted /proc",
         "mounted /sys",

@@ -55,6 +55,8 @@ pub struct Hello {
 pub struct BootPlan {
     /// [`VERSION`] of the shim.
     pub version: u32,
+    /// Nanoseconds since the Unix epoch by the host's clock, when the plan was made; the guest's is set to it.
+    pub now_ns: Option<u64>,
     /// The guest's host name: the worker's name.
     pub hostname: String,
     /// What the root file system is made of.

@@ -64,6 +64,7 @@ fn messages_of_the_shim_are_pinned() {
         user: "app:app".into(),
     };
     let mut plan = BootPlan {
+        now_ns: Some(5),
         version: 1,
         hostname: "api".into(),
         root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
@@ -84,7 +85,7 @@ fn messages_of_the_shim_are_pinned() {
     pinned(
         &plan,
         concat!(
-            r#"{"version":1,"hostname":"api","#,
+            r#"{"version":1,"now_ns":5,"hostname":"api","#,
             r#""root":{"kind":"overlay","lower":"/dev/vda","upper":"/dev/vdb"},"#,
             r#""network":{"mac":[2,0,0,0,0,1],"mtu":1500,"#,
             r#""addresses":[{"address":"10.0.0.2","prefix":30,"gateway":"10.0.0.1"}],"#,

@@ -303,6 +303,7 @@ impl Machine {
         };
         BootPlan {
             version: guest::VERSION,
+            now_ns: u64::try_from(Timestamp::now().as_nanosecond()).ok(),
             hostname: machine.worker.clone(),
             root,
             network,

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iii_protocol::engine::ENGINE_PORT;
 use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
@@ -25,6 +26,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen, socket,
 };
 use nix::sys::stat::Mode;
+use nix::time::{ClockId, clock_settime};
 use nix::unistd::{sethostname, sync};
 
 use crate::console;
@@ -71,6 +73,9 @@ impl Platform for Guest {
         let RootPlan::Overlay { lower, upper } = &plan.root else {
             return Err(StartError::new("boot plan", "a guest needs a root disk"));
         };
+        if let Some(now_ns) = plan.now_ns {
+            set_clock(Duration::from_nanos(now_ns));
+        }
         sethostname(&plan.hostname)
             .map_err(|error| StartError::new("host name", format!("{}: {}", plan.hostname, error.desc())))?;
         mounts::join_disks(&mut mounts::Kernel, lower, upper)?;
@@ -184,6 +189,14 @@ impl SessionHost for Host {
             // A kernel without cgroup v2.
             Err(_) => Box::new(Tagged::new(session, self.settings.clone(), Arc::clone(&self.census))),
         })
+    }
+}
+
+/// The guest's kernel may begin seconds behind the host (it did under emulation), and what the workload writes is
+/// dated by this clock.
+fn set_clock(since_epoch: Duration) {
+    if let Err(error) = clock_settime(ClockId::CLOCK_REALTIME, since_epoch.into()) {
+        console::say(format_args!("the clock stays as it is: {}", error.desc()));
     }
 }
 

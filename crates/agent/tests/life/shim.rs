@@ -148,6 +148,7 @@ impl Shim {
         self.say(
             KIND_PLAN,
             &BootPlan {
+                now_ns: None,
                 version: VERSION,
                 hostname: "test".into(),
                 root,

@@ -149,6 +149,7 @@ fn a_missing_file_one_that_may_not_run_and_one_without_interpreter_are_told_apar
 fn another_version_of_the_shim_is_refused() {
     let mut shim = Shim::new();
     let plan = BootPlan {
+        now_ns: None,
         version: VERSION + 1,
         hostname: "test".into(),
         root: RootPlan::Surroundings,
@@ -168,6 +169,7 @@ fn a_plan_for_a_guest_mounts_nothing_on_a_host() {
     shim.say(
         KIND_PLAN,
         &BootPlan {
+            now_ns: None,
             version: VERSION,
             hostname: "test".into(),
             root,
