@@ -21,7 +21,7 @@
 //! timers exist only while something waits for them.
 //!
 //! Nothing grows without bound. Bytes of a connection lie in the two buffers of its socket and nowhere else (256 KiB
-//! each while few have them, 32 KiB later; untouched pages of them take no memory). Each table has its limit in
+//! each while few have them, 16 KiB later). Each table has its limit in
 //! [`Limits`], each queue a constant.
 //!
 //! # What the VMM does with its end
