@@ -171,23 +171,6 @@ fn silence_of_the_resolvers_becomes_servfail_and_the_next_one_is_asked() {
 }
 
 #[test]
-fn the_file_of_resolvers_is_read_again_when_it_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("resolv.conf");
-    // Port 53 of the loopback is not ours to have, so the test sees only who was asked: nobody, and then somebody who
-    // refuses at once.
-    std::fs::write(&path, "options timeout:1\n").unwrap();
-    let mut from_file = settings();
-    from_file.resolvers = Resolvers::File(path.clone());
-    from_file.limits.dns_total = Duration::from_millis(300);
-    let (mut guest, handle) = start_with(Egress::Public, from_file);
-    assert_eq!(ask(&mut guest, "a.example.", RecordType::A).metadata.response_code, ResponseCode::ServFail);
-    std::fs::write(&path, "nameserver 127.0.0.77\n").unwrap();
-    assert_eq!(ask(&mut guest, "a.example.", RecordType::A).metadata.response_code, ResponseCode::ServFail);
-    assert_eq!(handle.counters().dns_failed.get(), 2);
-}
-
-#[test]
 fn without_a_network_names_are_refused() {
     let (mut guest, mut handle) = started(Egress::None, zone(&[("a.example.", a(9, 9, 9, 9))]));
     assert_eq!(ask(&mut guest, "a.example.", RecordType::A).metadata.response_code, ResponseCode::Refused);
