@@ -47,6 +47,10 @@ fn echo(shared: &Rc<Shared>, packet: &Packet<'_>) {
         return send_icmp(&shared.link, packet.destination, packet.source, &reply);
     }
     match shared.judge(packet.destination, None) {
+        // A mapped address would need the other protocol.
+        Verdict::Allowed { host } if host.is_ipv4() != packet.destination.is_ipv4() => {
+            send_unreachable(&shared.link, packet.whole, Unreachable::Host);
+        }
         Verdict::Allowed { host } => {
             let identifier = u16::from_be_bytes([packet.payload[4], packet.payload[5]]);
             send_echo(shared, packet, identifier, || ping_socket(host));

@@ -20,8 +20,8 @@
 //! for each connection or flow: one that is open stays open when its name's time is over. Nothing wakes up by itself:
 //! timers exist only while something waits for them.
 //!
-//! Nothing grows without bound. Bytes of a connection lie in the two buffers of its socket and nowhere else (256 KiB
-//! each while few have them, 32 KiB later; untouched pages of them take no memory). Each table has its limit in
+//! Nothing grows without bound. Bytes of a connection lie in the two buffers of its socket and nowhere else (128 KiB
+//! each while few have them, 16 KiB later). Each table has its limit in
 //! [`Limits`], each queue a constant.
 //!
 //! # What the VMM does with its end

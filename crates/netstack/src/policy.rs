@@ -5,7 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
-use iii_protocol::network::{Destination, Egress, GATEWAY_IPV4, GATEWAY_IPV6, PortRange, Rule};
+use iii_protocol::network::{
+    Destination, Egress, GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_IPV6, PortRange, Rule,
+};
 
 use crate::pins::Pins;
 use crate::special::{contains, judged, special};
@@ -104,6 +106,8 @@ pub fn judge(egress: &Egress, knowledge: Knowledge<'_>, to: IpAddr, port: Option
     let allowed = Verdict::Allowed { host: target };
     match reason {
         Some(reason @ Reason::Multicast) => return denied(reason),
+        // To the host's kernel `0.0.0.0` and `::` are its loopback; the guest's own address never leaves the guest.
+        Some(reason) if is_nobody(target, &inner) => return denied(reason),
         // The guest's loopback is its own, so nothing honest is sent there; ours has the gateway's address.
         Some(reason @ Reason::Loopback) if !by_gateway => return denied(reason),
         _ => {}
@@ -232,6 +236,12 @@ impl Asked<'_> {
                 }
             }
     }
+}
+
+/// Addresses that no rule opens.
+fn is_nobody(target: IpAddr, inner: &[IpAddr]) -> bool {
+    let is_guest = target == IpAddr::V4(GUEST_IPV4) || target == IpAddr::V6(GUEST_IPV6);
+    is_guest || inner.iter().any(IpAddr::is_unspecified)
 }
 
 fn full(net: IpAddr) -> u8 {

@@ -116,6 +116,11 @@ fn a_network_opens_what_is_private_and_only_a_loopback_network_opens_the_host() 
     assert_eq!(world.ask(&host, "fd69:6969:6969::1", 80), Ok(ip("::1")));
     let exact = rules(&[net("192.0.2.9/32", None)], &[]);
     assert_eq!(world.ask(&exact, "192.0.2.9", 80), Ok(ip("192.0.2.9")));
+    for nobody in ["0.0.0.0", "::", "::ffff:0.0.0.0", "198.19.249.2", "fd69:6969:6969::2"] {
+        let everything = rules(&[net("0.0.0.0/0", None), net("::/0", None)], &[]);
+        assert!(world.ask(&everything, nobody, 80).is_err(), "{nobody}");
+        assert!(world.ask(&Egress::All, nobody, 80).is_err(), "{nobody}");
+    }
     let nonsense = rules(&[net("10.0.0.0/77", None)], &[]);
     assert_eq!(world.ask(&nonsense, "10.0.0.5", 80), Err(Reason::Private));
 }

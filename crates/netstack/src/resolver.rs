@@ -284,3 +284,28 @@ fn note(shared: &Shared, question: &Question, answer: &[u8]) -> Result<(), Full>
 
 /// How long a silent client of the gateway's DNS by TCP is kept (RFC 7766, 6.2.3).
 pub(crate) const TCP_IDLE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_those_the_file_names_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        let resolver = Resolver::new(Resolvers::File(path.clone()));
+        assert_eq!(resolver.servers(), []);
+        std::fs::write(&path, "search example\nnameserver 10.0.0.1\nnameserver ::1\n").unwrap();
+        let two = ["10.0.0.1:53", "[::1]:53"].map(|server| server.parse::<SocketAddr>().unwrap());
+        assert_eq!(resolver.servers(), two);
+        // As managers replace it: by another file of the same size.
+        std::fs::write(folder.path().join("new"), "search example\nnameserver 10.0.0.2\nnameserver ::1\n")
+            .unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(resolver.servers()[0].ip(), IpAddr::from([10, 0, 0, 2]));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(resolver.servers().len(), 2);
+        std::fs::write(&path, vec![0xff; 1 << 17]).unwrap();
+        assert_eq!(resolver.servers(), []);
+    }
+}

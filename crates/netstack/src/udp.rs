@@ -15,7 +15,7 @@ use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::policy::Verdict;
+use crate::policy::{Reason, Verdict};
 use crate::ports::Peers;
 use crate::report::Attempt;
 use crate::resolver::{Carrier, First, ask, look};
@@ -71,6 +71,10 @@ pub(crate) fn ingress(shared: &Rc<Shared>, packet: &Packet<'_>) {
                 }
             };
             match connected(SocketAddr::new(host, key.outside.port())) {
+                Ok(socket) if leads_home(&socket) && !shared.may_reach_host(key.outside.ip()) => {
+                    shared.denied(Attempt::Udp(key.outside), Reason::Host);
+                    return send_unreachable(&shared.link, packet.whole, Unreachable::Prohibited);
+                }
                 Ok(socket) => open_flow(shared, key, socket),
                 Err(error) => return refused(shared, packet.whole, &error),
             }
@@ -124,6 +128,11 @@ fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
     socket.connect(to)?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
+}
+
+/// Whether what should leave the host would not.
+fn leads_home(socket: &UdpSocket) -> bool {
+    matches!((socket.local_addr(), socket.peer_addr()), (Ok(local), Ok(peer)) if local.ip() == peer.ip())
 }
 
 fn refused(shared: &Shared, packet: &[u8], error: &io::Error) {

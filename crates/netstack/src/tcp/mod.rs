@@ -38,9 +38,10 @@ use crate::wire::{Packet, Unreachable, send_reset, send_unreachable};
 /// (RFC 7413) the guest sends again.
 const MAX_SYN_BYTES: usize = 60 + 60;
 /// Buffer of each direction of a connection, while there are few.
-pub const BUFFER_BYTES: usize = 256 << 10;
-/// Buffer of each direction once [`BUFFERS_BYTES`] are given away.
-pub const SMALL_BUFFER_BYTES: usize = 32 << 10;
+pub const BUFFER_BYTES: usize = 128 << 10;
+/// Buffer of each direction once [`BUFFERS_BYTES`] are given away. An allocator may touch all of it, so this is what an
+/// idle connection costs when there are many.
+pub const SMALL_BUFFER_BYTES: usize = 16 << 10;
 /// What large buffers may take together; later connections get small ones.
 pub const BUFFERS_BYTES: usize = 64 << 20;
 /// Ports of the gateway that connections and datagrams to published ports come from.

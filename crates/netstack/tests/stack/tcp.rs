@@ -343,7 +343,7 @@ fn pattern(at: usize, buffer: &mut [u8]) {
 
 fn bulk(total: usize) -> (Duration, Duration) {
     let (address, accepted) = one();
-    let (mut guest, _handle) = start(Egress::All);
+    let (mut guest, handle) = start(Egress::All);
     let connection = guest.connect(by_gateway(address), 512 << 10);
     guest.established(connection);
     let mut stream = accepted.recv_timeout(PATIENCE).unwrap();
@@ -403,6 +403,8 @@ fn bulk(total: usize) -> (Duration, Duration) {
         (at == total).then_some(())
     });
     writer.join().unwrap();
+    // The link loses nothing, so nothing was thrown away either.
+    assert_eq!(handle.counters().frames_dropped.get(), 0);
     (up, begin.elapsed())
 }
 

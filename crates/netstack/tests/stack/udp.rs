@@ -5,10 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use iii_netstack::{Event, Reason};
-use iii_protocol::network::{Egress, GATEWAY_IPV4, GATEWAY_IPV6};
+use iii_protocol::network::{Egress, GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_MAC};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::icmp;
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr};
+use smoltcp::wire::{
+    DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet,
+    Icmpv6Repr, IpProtocol, IpRepr, UdpPacket, UdpRepr,
+};
 
 use crate::guest::{Guest, by_gateway, event, eventually, loopback, settings, start, start_with};
 
@@ -146,5 +149,62 @@ fn echo_requests_go_out_where_the_host_lets_them_and_are_unreachable_where_not()
         let (kind, _, _) = guest.icmp_error();
         assert_eq!(kind, 3);
         assert_eq!(handle.counters().udp_failed.get(), 1);
+    }
+}
+
+#[test]
+fn a_guest_that_asks_for_a_lease_gets_its_one_address() {
+    let (mut guest, _handle) = start(Egress::None);
+    for (ask, expected) in [
+        (DhcpMessageType::Discover, DhcpMessageType::Offer),
+        (DhcpMessageType::Request, DhcpMessageType::Ack),
+    ] {
+        let request = DhcpRepr {
+            message_type: ask,
+            transaction_id: 42,
+            secs: 0,
+            client_hardware_address: EthernetAddress(GUEST_MAC),
+            client_ip: Ipv4Addr::UNSPECIFIED,
+            your_ip: Ipv4Addr::UNSPECIFIED,
+            server_ip: Ipv4Addr::UNSPECIFIED,
+            router: None,
+            subnet_mask: None,
+            relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+            broadcast: false,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: None,
+            parameter_request_list: None,
+            dns_servers: None,
+            max_size: None,
+            lease_duration: None,
+            renew_duration: None,
+            rebind_duration: None,
+            additional_options: &[],
+        };
+        let mut body = vec![0; request.buffer_len()];
+        request.emit(&mut DhcpPacket::new_unchecked(&mut body[..])).unwrap();
+        let (from, to) = (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into());
+        let ip = IpRepr::new(from, to, IpProtocol::Udp, 8 + body.len(), 64);
+        let caps = ChecksumCapabilities::default();
+        let mut packet = vec![0; ip.buffer_len()];
+        ip.emit(&mut packet, &caps);
+        UdpRepr { src_port: 68, dst_port: 67 }.emit(
+            &mut UdpPacket::new_unchecked(&mut packet[ip.header_len()..]),
+            &from,
+            &to,
+            body.len(),
+            |bytes| bytes.copy_from_slice(&body),
+            &caps,
+        );
+        guest.raw(&[&[0xff; 6][..], &GUEST_MAC, &[8, 0], &packet].concat());
+        guest.frame("a lease", |frame| {
+            let message = DhcpPacket::new_checked(frame.get(14 + 28..)?).ok()?;
+            let reply = DhcpRepr::parse(&message).ok()?;
+            assert_eq!((reply.message_type, reply.transaction_id), (expected, 42));
+            assert_eq!((reply.your_ip, reply.router), (GUEST_IPV4, Some(GATEWAY_IPV4)));
+            assert_eq!(reply.dns_servers.unwrap()[..], [GATEWAY_IPV4]);
+            Some(())
+        });
     }
 }
