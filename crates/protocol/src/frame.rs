@@ -28,10 +28,12 @@ pub enum FrameError {
     #[error("a frame of length 0 (every frame has a kind byte)")]
     Empty,
     /// The frame is over the limit, on either side.
-    #[error("a frame of {length} bytes, which is over the limit")]
+    #[error("a frame of {length} bytes (the limit is {limit})")]
     TooLarge {
         /// The announced length, in bytes.
         length: usize,
+        /// What this link allows, in bytes.
+        limit: usize,
     },
     /// The stream ended inside a frame.
     #[error("the stream ended inside a frame ({have} bytes of it had arrived)")]
@@ -77,7 +79,7 @@ impl Frame {
 pub fn header(kind: u8, payload_bytes: usize) -> Result<[u8; HEADER_BYTES], FrameError> {
     let length = payload_bytes.saturating_add(1);
     if length > MAX_FRAME_BYTES {
-        return Err(FrameError::TooLarge { length });
+        return Err(FrameError::TooLarge { length, limit: MAX_FRAME_BYTES });
     }
     let [a, b, c, d] = u32::try_from(length).expect("1 MiB fits in 32 bits").to_be_bytes();
     Ok([a, b, c, d, kind])
@@ -144,7 +146,7 @@ pub fn frame_length(bytes: &[u8], limit: usize) -> Result<Option<usize>, FrameEr
     let Some(header) = bytes.first_chunk::<4>() else { return Ok(None) };
     let announced = announced_length(*header)?;
     if announced > limit {
-        return Err(FrameError::TooLarge { length: announced });
+        return Err(FrameError::TooLarge { length: announced, limit });
     }
     let length = header.len() + announced;
     Ok((bytes.len() >= length).then_some(length))
@@ -155,7 +157,7 @@ fn announced_length(header: [u8; 4]) -> Result<usize, FrameError> {
     match length {
         0 => Err(FrameError::Empty),
         1..=MAX_FRAME_BYTES => Ok(length),
-        _ => Err(FrameError::TooLarge { length }),
+        _ => Err(FrameError::TooLarge { length, limit: MAX_FRAME_BYTES }),
     }
 }
 

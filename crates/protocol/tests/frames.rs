@@ -152,7 +152,7 @@ fn the_largest_payload_passes_and_one_byte_more_is_not_sent() {
     assert_eq!(read_frame(&mut &wire[..]).expect("reads").expect("a frame").payload, largest);
     let mut nothing = Vec::new();
     let error = write_frame(&mut nothing, 1, &vec![7u8; MAX_PAYLOAD_BYTES + 1]).unwrap_err();
-    assert!(matches!(error, FrameError::TooLarge { length } if length == MAX_FRAME_BYTES + 1));
+    assert!(matches!(error, FrameError::TooLarge { length, .. } if length == MAX_FRAME_BYTES + 1));
     assert!(nothing.is_empty());
 }
 
