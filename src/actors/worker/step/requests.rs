@@ -19,9 +19,12 @@ impl Turn {
                 }
                 state
             }
-            State::Preparing(Preparing::Image { .. } | Preparing::Launch { .. })
-            | State::Booting { .. }
-            | State::Running { .. } => state,
+            // It starts already, perhaps for the last time by itself; whoever asks has all tries before him.
+            State::Preparing(Preparing::Image { .. } | Preparing::Launch { .. }) | State::Booting { .. } => {
+                self.forget_restarts();
+                state
+            }
+            State::Running { .. } => state,
             State::Stopping(stopping) => {
                 self.forget_restarts();
                 State::Stopping(Stopping { then: Then::Start, ..stopping })

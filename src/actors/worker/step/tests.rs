@@ -533,6 +533,24 @@ fn one_try_of_a_failing_start_does_not_count_as_a_restart() {
 }
 
 #[test]
+fn whoever_asks_for_a_start_during_the_last_try_has_three_more() {
+    let mut world = World::new(1, Desired::Running, false, false);
+    world.apply(Op::AnswerClaim { fails: None, differs: false });
+    for _ in 0..2 {
+        world.apply(Op::AnswerPrepare { fails: Some(Remedy::Retry) });
+        world.apply(Op::Pass { ms: 1000 });
+    }
+    world.apply(Op::Start);
+    for _ in 0..2 {
+        world.apply(Op::AnswerPrepare { fails: Some(Remedy::Retry) });
+        assert!(matches!(world.worker.state, State::Backoff { .. }), "{:?}", world.worker.state);
+        world.apply(Op::Pass { ms: 1000 });
+    }
+    world.apply(Op::AnswerPrepare { fails: Some(Remedy::Retry) });
+    assert!(matches!(world.worker.state, State::Failed { .. }), "{:?}", world.worker.state);
+}
+
+#[test]
 fn a_machine_killed_for_not_booting_is_a_failed_start_and_not_an_endless_loop() {
     let mut world = World::new(1, Desired::Running, false, false);
     world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
