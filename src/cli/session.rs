@@ -137,6 +137,18 @@ impl Output {
     }
 }
 
+impl Drop for Output {
+    /// What nobody will look at is dealt with too: the other stream needs the room.
+    fn drop(&mut self) {
+        self.bytes.close();
+        let mut left = self.last;
+        while let Ok(bytes) = self.bytes.try_recv() {
+            left += bytes.len();
+        }
+        self.taken.add(left);
+    }
+}
+
 /// Bytes that readers have dealt with and that are not yet credited.
 #[derive(Debug, Default)]
 struct Taken {
@@ -426,5 +438,44 @@ async fn closed(output: &Option<mpsc::UnboundedSender<Bytes>>) {
     match output {
         Some(output) => output.closed().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use iii_protocol::frame::read_frame;
+    use iii_protocol::session::WINDOW_BYTES;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_never_read_makes_room_for_the_other_stream() {
+        let (ours, mut agent) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut session = start(UnixStream::from_std(ours).unwrap(), &[], &[]);
+        let (wrote, written) = oneshot::channel();
+        let agent = tokio::task::spawn_blocking(move || {
+            let frame = Frame { kind: KIND_STDOUT, payload: vec![b'y'; MAX_DATA_BYTES] };
+            let mut window = SendWindow::default();
+            while window.room() > 0 {
+                window.sent(MAX_DATA_BYTES);
+                agent.write_all(&frame.to_bytes().unwrap()).unwrap();
+            }
+            wrote.send(()).unwrap();
+            while window.room() < WINDOW_BYTES {
+                let frame = read_frame(&mut agent).unwrap().unwrap();
+                match frame.kind {
+                    KIND_CREDIT => window.credited(parse_credit(&frame.payload).unwrap()).unwrap(),
+                    kind => assert_eq!(kind, KIND_CLOSE_STDOUT),
+                }
+            }
+        });
+        written.await.unwrap();
+        assert!(session.stdout.next().await.is_some());
+        drop(session.stdout);
+        agent.await.unwrap();
     }
 }
