@@ -11,6 +11,8 @@ pub mod home;
 pub mod host;
 pub mod image;
 pub mod logs;
+pub mod prepare;
 pub mod project;
+pub mod session;
 pub mod units;
 pub mod vm;

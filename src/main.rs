@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use iii::cli::exit::Failure;
 use iii::home::Home;
-use iii::{cli, daemon, image, vm};
+use iii::{cli, daemon, image, prepare, vm};
 
 fn main() -> ExitCode {
     // Before any thread or parser: these must start from a bare process.
@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Some(arg) if arg == "__shim" => vm::run_shim(),
         Some(arg) if arg == "__vmm" => vm::run_vmm(),
         Some(arg) if arg == "__pull" => image::run_pull(),
+        Some(arg) if arg == "__prepare" => prepare::run(),
         _ => cli::run(run_daemon),
     }
 }

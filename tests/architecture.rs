@@ -12,12 +12,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("host", &["home"]),
     ("logs", &["fsutil"]),
     ("config", &["fsutil", "units"]),
+    ("session", &[]),
     ("project", &["config", "fsutil", "units"]),
+    ("prepare", &["fsutil", "project", "session"]),
     ("image", &["fsutil", "home", "units"]),
-    ("vm", &["fsutil", "home", "host", "logs"]),
+    ("vm", &["fsutil", "home", "host", "logs", "prepare", "project"]),
     ("actors", &["config", "fsutil", "home", "image", "logs", "project", "units", "vm"]),
     ("daemon", &["actors", "config", "fsutil", "home", "host", "image", "logs", "project", "units", "vm"]),
-    ("cli", &["config", "fsutil", "home", "host", "image", "logs", "project", "units"]),
+    ("cli", &["config", "fsutil", "home", "host", "image", "logs", "project", "session", "units"]),
 ];
 
 /// Files that may hold `unsafe`, each for a reason its own head gives.

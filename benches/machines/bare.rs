@@ -79,6 +79,7 @@ impl Bare {
             root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
             network: None,
             engine_port: None,
+            hold: false,
             workload: ProcessPlan {
                 argv: argv.iter().map(|&word| word.to_owned()).collect(),
                 env: Vec::new(),

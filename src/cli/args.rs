@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use jiff::Timestamp;
@@ -46,9 +47,10 @@ pub enum Command {
 /// `iii worker ...`.
 #[derive(Debug, Subcommand)]
 pub enum WorkerCommand {
-    /// Pull images and add them to config.yaml; a running daemon starts them at once.
+    /// Pull images, or take local projects, and add them to config.yaml; a running daemon starts them at once.
     #[command(after_help = "Examples:\n  iii worker add ghcr.io/my-org/my-worker:1.0.0\n  \
-                            iii worker add redis:7 --name cache\n  iii worker add ./my-project --dry-run")]
+                            iii worker add redis:7 --name cache\n  iii worker add ./my-project\n  \
+                            iii worker add ./my-project --dry-run")]
     Add(AddArgs),
     /// Stop workers, take them out of config.yaml and delete what they left. Images stay.
     #[command(visible_alias = "rm", after_help = "Example:\n  iii worker remove cache")]
@@ -72,7 +74,8 @@ pub enum WorkerCommand {
     /// Show everything known about a worker, or about all.
     #[command(after_help = "Examples:\n  iii worker status cache\n  iii worker status cache --json")]
     Status(StatusArgs),
-    /// Print what a worker wrote: its stdout to stdout, its stderr to stderr.
+    /// Print what a worker wrote: its stdout to stdout, its stderr to stderr, and there with a mark what the setup and
+    /// install of its project wrote.
     #[command(after_help = "Examples:\n  iii worker logs cache --follow\n  \
                             iii worker logs cache --since 10m --timestamps")]
     Logs(LogsArgs),
@@ -104,10 +107,11 @@ pub struct AddArgs {
     /// start with `.`, `/` or `~`.
     #[arg(required = true, value_name = "REF|PATH")]
     pub references: Vec<String>,
-    /// The worker's name; otherwise the last part of the image's name.
+    /// The worker's name; otherwise the last part of the image's name, or what the project says.
     #[arg(long)]
     pub name: Option<String>,
-    /// Pull again, delete the worker's disk and replace its entry's image; its other keys are kept.
+    /// Pull again, delete the worker's disk (a project is installed from scratch) and replace its entry's image or
+    /// path; its other keys are kept.
     #[arg(short, long)]
     pub force: bool,
     /// Also replace the rest of its entry in config.yaml.
@@ -116,8 +120,9 @@ pub struct AddArgs {
     /// Do not wait until the worker runs.
     #[arg(long)]
     pub no_wait: bool,
-    /// Of a project: leave out what matches, by git's patterns, besides what its .iiiignore says. Repeatable.
-    #[arg(long, value_name = "PATTERN")]
+    /// Of a project: leave out what matches, by git's patterns, besides what its .iiiignore says; kept in its entry.
+    /// Repeatable.
+    #[arg(long, value_name = "PATTERN", value_parser = NonEmptyStringValueParser::new())]
     pub exclude: Vec<String>,
     /// Of a project: only show what would be run and copied, and where each value comes from.
     #[arg(long)]
@@ -339,6 +344,8 @@ mod tests {
     fn reset_config_alone_is_refused() {
         let error = Cli::try_parse_from(["iii", "worker", "add", "redis", "--reset-config"]).unwrap_err();
         assert!(error.to_string().contains("--force"), "{error}");
+        let error = Cli::try_parse_from(["iii", "worker", "add", "./p", "--exclude", ""]).unwrap_err();
+        assert!(error.to_string().contains("--exclude"), "{error}");
     }
 
     fn exec(args: &[&str]) -> Result<ExecArgs, clap::Error> {

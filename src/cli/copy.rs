@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Buf as _, Bytes};
 
 use super::exit::Failure;
-use super::session::{Input, Output};
+use crate::session::{Input, Output};
 
 /// One side of a copy, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::client::{ClientError, worker_path};
 use super::context::Context;
 use super::exit::{Failure, SESSION_FAILED};
-use super::session::Lost;
+use crate::session::Lost;
 
 /// How long the daemon may take to notice an end that the session's connection has noticed already.
 pub const LOSS_PATIENCE: Duration = Duration::from_secs(2);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use iii_protocol::api::{Desired, Phase, Refused, WorkerStatus};
+use iii_protocol::api::{Desired, Phase, Refused, Resources, WorkerStatus};
 use iii_protocol::exit::ExitRecord;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -77,6 +77,7 @@ pub fn worker_status(ctx: &Context, worker: &WorkerConfig) -> Result<WorkerStatu
     let running = is_machine_running(ctx, &worker.name)?;
     let noted = noted(ctx, &worker.name).filter(|(noted, _)| noted.owner == ctx.config);
     let (noted, at) = noted.map_or((None, None), |(noted, at)| (Some(noted), Some(at)));
+    let (image, resources) = machine_of(worker);
     let last_end = noted.as_ref().and_then(|noted| noted.exits.first()).map(|exit| exit.at);
     Ok(WorkerStatus {
         name: worker.name.clone(),
@@ -92,12 +93,9 @@ pub fn worker_status(ctx: &Context, worker: &WorkerConfig) -> Result<WorkerStatu
         revision: 0,
         restarts: noted.as_ref().map_or(0, |noted| noted.restarts),
         exits: noted.map(|noted| noted.exits).unwrap_or_default(),
-        image: match &worker.source {
-            Source::Oci { image } => Some(image.clone()),
-            Source::Local { .. } | Source::None => None,
-        },
+        image,
         image_digest: None,
-        resources: worker.resources,
+        resources,
         network: worker.network.clone(),
         refused: Refused::default(),
         shim_pid: None,
@@ -106,7 +104,46 @@ pub fn worker_status(ctx: &Context, worker: &WorkerConfig) -> Result<WorkerStatu
     })
 }
 
+/// The image a machine starts from, and what the machine gets. A project that cannot be read is no worse listed.
+fn machine_of(worker: &WorkerConfig) -> (Option<String>, Resources) {
+    let mut resources = worker.resources;
+    let image = match &worker.source {
+        Source::Oci { image } => Some(image.clone()),
+        Source::Local { path, .. } => crate::project::read(path, Some(&worker.name)).ok().map(|plan| {
+            resources.memory_mib = worker.own_resources.memory_mib.unwrap_or(plan.memory_mib.value);
+            resources.cpus = worker.own_resources.cpus.unwrap_or(plan.cpus.value);
+            plan.base_image.value
+        }),
+        Source::None => None,
+    };
+    (image, resources)
+}
+
 fn modified(path: &Path) -> Timestamp {
     let modified = fs::metadata(path).and_then(|meta| meta.modified()).ok();
     modified.and_then(|at| Timestamp::try_from(at).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load::parse;
+
+    #[test]
+    fn a_projects_machine_is_its_manifests_unless_the_file_says_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest =
+            "name: p\nruntime: {kind: rust, base_image: my/rust}\nresources: {memory: 512, cpus: 3}\n";
+        fs::write(dir.path().join("iii.worker.yaml"), manifest).unwrap();
+        let machine = |fields: &str| {
+            let text = format!("workers: [{{name: p, worker_path: \"{}\", {fields}}}]", dir.path().display());
+            let (image, resources) =
+                machine_of(&parse(&text, Path::new("c.yaml"), &|_| None).unwrap().workers[0]);
+            (image, resources.memory_mib, resources.cpus)
+        };
+        assert_eq!(machine("resources: "), (Some("my/rust".to_owned()), 512, 3));
+        assert_eq!(machine("resources: {memory: 4096}"), (Some("my/rust".to_owned()), 4096, 3));
+        fs::write(dir.path().join("iii.worker.yaml"), "nonsense: [").unwrap();
+        assert_eq!(machine("resources: "), (None, 2048, 2));
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table, presets};
 use iii_protocol::api::{Phase, WorkerStatus};
 use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::log::{LogRecord, Stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use crate::units::{short_bytes, short_duration};
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
+const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
 /// How one stream is written to.
@@ -38,6 +40,16 @@ impl Style {
 
     fn paint(self, colour: &str, text: &str) -> String {
         if self.colour { format!("{colour}{text}{RESET}") } else { text.to_owned() }
+    }
+
+    /// What stands before a line that one of a project's scripts wrote; nothing before what the workload wrote.
+    pub fn mark(self, stream: Stream) -> Option<String> {
+        let mark = match stream {
+            Stream::Setup => "setup |",
+            Stream::Install => "install |",
+            Stream::Stdout | Stream::Stderr | Stream::Event => return None,
+        };
+        Some(format!("{} ", self.paint(DIM, mark)))
     }
 }
 
@@ -109,6 +121,16 @@ impl Printer {
     pub fn say(&mut self, text: &str) {
         let _ = self.out.flush();
         let _ = writeln!(self.err, "{text}").and_then(|()| self.err.flush());
+    }
+
+    /// A line that one of a project's scripts wrote, with its mark and a line of its own even if it is a part of one.
+    /// Never fails, like [`Printer::say`].
+    pub fn script_line(&mut self, record: &LogRecord) {
+        let mark = self.err_style.mark(record.stream).unwrap_or_default();
+        let text = record.bytes.strip_suffix(b"\n").unwrap_or(&record.bytes);
+        let line = [mark.as_bytes(), text, b"\n"].concat();
+        let _ = self.out.flush();
+        let _ = self.err.write_all(&line).and_then(|()| self.err.flush());
     }
 
     /// Something is not as it should be, though the command goes on.
@@ -493,6 +515,14 @@ pub(super) mod tests {
           #2 2026-01-02T03:00:50Z (10s ago) could not start: exec: no such file: /bin/app
           #1 2026-01-02T03:00:10Z (50s ago) signal 15 after 4.2s, as asked
         ");
+    }
+
+    #[test]
+    fn marks_of_scripts_are_dim_on_a_terminal_and_plain_elsewhere() {
+        let style = Style { colour: true, terminal: true };
+        assert_eq!(style.mark(Stream::Setup).unwrap(), "\x1b[2msetup |\x1b[0m ");
+        assert_eq!(Style::default().mark(Stream::Install).unwrap(), "install | ");
+        assert_eq!(style.mark(Stream::Stderr), None);
     }
 
     #[test]

@@ -137,6 +137,14 @@ impl WaitProgress {
         }
     }
 
+    /// Prints above the line, which stays the last one.
+    pub fn above(&self, print: impl FnOnce()) {
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(print),
+            None => print(),
+        }
+    }
+
     /// Takes the line away: the answer comes in its place.
     pub fn finish(self) {
         if let Some(spinner) = self.spinner {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
-use super::session::{Input, Output};
+use crate::session::{Input, Output};
 
 /// How the copying of one stream ended.
 #[derive(Debug)]

@@ -75,6 +75,7 @@ impl StartWait {
 /// Answers "has it ended?" after a stop.
 pub fn judge_stop(status: &WorkerStatus) -> Verdict {
     match status.phase {
+        Phase::Failed if is_up_for_a_look(status) => Verdict::Pending,
         Phase::Stopped | Phase::Failed => Verdict::Done(match status.exits.first() {
             Some(exit) => format!("stopped ({})", exit.cause),
             None => "stopped".to_owned(),
@@ -83,8 +84,15 @@ pub fn judge_stop(status: &WorkerStatus) -> Verdict {
     }
 }
 
+/// Its project could not be made ready, and its machine waits for somebody to look.
+fn is_up_for_a_look(status: &WorkerStatus) -> bool {
+    status.phase == Phase::Failed && status.vmm_pid.is_some()
+}
+
 fn failure(status: &WorkerStatus, end: Option<&ExitRecord>) -> ErrorBody {
     let name = &status.name;
+    // A machine that is there has not ended: its cause says what is wrong, and how to look inside.
+    let end = end.filter(|_| !is_up_for_a_look(status));
     let retried = match status.phase {
         Phase::Backoff | Phase::CrashLoop | Phase::Preparing | Phase::Booting => "; it is started again",
         _ => "",
@@ -199,6 +207,25 @@ mod tests {
         let Verdict::Failed(error) = verdict else { panic!("{verdict:?}") };
         assert_eq!(error.message, "`web` could not start: no such file: /bin/app; it is started again");
         assert_eq!(error.hint.as_deref(), Some("check the image's entrypoint"));
+    }
+
+    #[test]
+    fn a_project_that_could_not_be_made_ready_is_told_with_how_to_look_inside() {
+        let hint = "look inside with `iii worker exec web -- sh`, then `iii worker start web` tries again";
+        let mut unprepared = with_exit(Phase::Failed, exit(1, 0, ExitCause::Exit { code: 7 }));
+        unprepared.vmm_pid = Some(42);
+        unprepared.cause = Some(ErrorBody {
+            code: ErrorCode::Conflict,
+            message: "install ended with exit 1".to_owned(),
+            hint: Some(hint.to_owned()),
+        });
+        let verdict = StartWait::fresh().judge(&unprepared);
+        let Verdict::Failed(error) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(error.message, "`web`: install ended with exit 1");
+        assert_eq!(error.hint.as_deref(), Some(hint));
+        assert_eq!(judge_stop(&unprepared), Verdict::Pending, "its machine is still there");
+        let ended = WorkerStatus { vmm_pid: None, ..unprepared };
+        assert!(matches!(judge_stop(&ended), Verdict::Done(_)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::schema::{Config, WorkerConfig};
+use super::schema::{Config, Source, WorkerConfig};
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +57,17 @@ fn runs_the_same(a: &WorkerConfig, b: &WorkerConfig) -> bool {
         }
         (a, b) => a == b,
     };
-    same_env && a.source == b.source && a.resources == b.resources && a.network == b.network
+    same_env
+        && a.source == b.source
+        && a.resources == b.resources
+        && same_hints(a, b)
+        && a.network == b.network
+}
+
+/// What the file says itself decides only where something else would fill in the rest.
+fn same_hints(a: &WorkerConfig, b: &WorkerConfig) -> bool {
+    let is_local = matches!(b.source, Source::Local { .. });
+    !is_local || a.own_resources == b.own_resources
 }
 
 #[cfg(test)]
@@ -65,13 +75,14 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use iii_protocol::api::ResourceHints;
     use iii_protocol::network::Network;
     use proptest::prelude::*;
 
     use super::*;
     use crate::config::engine::EngineUrl;
     use crate::config::load::parse;
-    use crate::config::schema::{RestartConfig, Source, default_resources};
+    use crate::config::schema::{RestartConfig, default_resources};
 
     fn config(text: &str) -> Config {
         parse(text, Path::new("config.yaml"), &|_| None).unwrap()
@@ -119,6 +130,24 @@ mod tests {
     }
 
     #[test]
+    fn a_project_is_restarted_when_other_files_or_resources_are_its_own() {
+        let base = "workers: [{name: a, worker_path: /x, exclude: ['*.log']}]";
+        for (text, restarts) in [
+            ("workers: [{name: a, worker_path: /x, exclude: [\"*.log\"]}]", false),
+            ("workers: [{name: a, worker_path: /x}]", true),
+            ("workers: [{name: a, worker_path: /x, exclude: ['*.tmp']}]", true),
+            // As the default is, but now the manifest has no say.
+            ("workers: [{name: a, worker_path: /x, exclude: ['*.log'], resources: {memory: 2048}}]", true),
+        ] {
+            let changes = diff(&config(base), &config(text));
+            assert_eq!(matches!(changes[..], [Change::Restart(_)]), restarts, "{text}");
+        }
+        let image = config("workers: [{name: a, image: x}]");
+        let changes = diff(&image, &config("workers: [{name: a, image: x, resources: {memory: 2048}}]"));
+        assert!(matches!(changes[..], [Change::Update(_)]), "an image has no say in it: {changes:?}");
+    }
+
+    #[test]
     fn removals_come_first_and_the_rest_in_the_order_of_the_file() {
         let old = config("workers: [{name: a}, {name: b}, {name: c}]");
         let new = config("workers: [{name: d}, {name: c}, {name: e}]");
@@ -138,6 +167,7 @@ mod tests {
                 env: Ok(env),
                 engine: EngineUrl::default(),
                 resources: default_resources(),
+                own_resources: ResourceHints::default(),
                 network: Network::default(),
                 restart: RestartConfig::default(),
                 stop_timeout: Duration::from_secs(stop.into()),

@@ -36,6 +36,8 @@ pub struct NewEntry {
     pub image: Option<String>,
     /// `worker_path:`, taken literally.
     pub worker_path: Option<PathBuf>,
+    /// `exclude:`, taken literally; nothing is written if there is none.
+    pub exclude: Vec<String>,
     /// `resources:`; nothing is written of what it leaves out.
     pub resources: ResourceHints,
     /// `config:`; values are taken literally, so `${` in one is written as `$${`.
@@ -47,8 +49,8 @@ pub struct NewEntry {
 pub enum AddMode {
     /// Refuse.
     Fail,
-    /// Take over image or path; of `config:` add what is not there yet, likewise `resources:` if the entry has no
-    /// such key; keep everything else.
+    /// Take over image or path, and `exclude:` if there is one; of `config:` add what is not there yet, likewise
+    /// `resources:` if the entry has no such key; keep everything else that is not of the source that goes.
     Replace,
     /// Write the entry anew; nothing of the old one is kept.
     Reset,
@@ -336,9 +338,11 @@ impl<'t> Workers<'t> {
         let same_source = entry.image.as_ref().is_none_or(|image| says("image", image))
             && entry.worker_path.as_ref().is_none_or(|path| says("worker_path", path));
         let new_resources = !entry.resources.is_empty() && old.get("resources").is_none();
-        let stale_path =
-            entry.image.is_some() && entry.worker_path.is_none() && old.get("worker_path").is_some();
-        if new_variables.is_empty() && !new_resources && same_source && !stale_path {
+        let new_exclude = !entry.exclude.is_empty() && !check::says_all(old.get("exclude"), &entry.exclude);
+        let stale: Vec<&str> =
+            entry.stale_keys().iter().copied().filter(|key| old.get(key).is_some()).collect();
+        let same = new_variables.is_empty() && !new_resources && !new_exclude && same_source;
+        if same && stale.is_empty() {
             return Ok(self.text.to_owned());
         }
         self.with_sequence(|list| {
@@ -352,9 +356,11 @@ impl<'t> Workers<'t> {
             if let Some(path) = entry.worker_path.as_deref().filter(|path| !says("worker_path", path)) {
                 item.set("worker_path", path);
             }
-            if stale_path {
-                // It would win over the image that was asked for.
-                item.remove("worker_path");
+            if new_exclude {
+                item.set("exclude", render::exclude(entry)?);
+            }
+            for key in stale {
+                item.remove(key);
             }
             if new_resources {
                 item.set("resources", render::resources(entry)?);

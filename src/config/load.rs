@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode};
+use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints};
 
 use super::engine::{ENGINE_VARIABLES, EngineUrl};
 use super::env;
 pub use super::error::ConfigError;
 use super::error::{Problem, line_of};
+use super::exclude::exclude;
 use super::fields::{self, Fields, Missing, Values, Vars};
 use super::network::network;
 use super::ports::Taken;
@@ -38,6 +39,7 @@ const WORKER_KEYS: &[&str] = &[
     "name",
     "image",
     "worker_path",
+    "exclude",
     "config",
     "resources",
     "network",
@@ -184,10 +186,10 @@ impl Reader<'_> {
             .map_err(|message| Problem::at(fields.get("name").map_or(item.span, |n| n.span), message))?;
 
         let mut values = Values::new(self.vars);
-        let source = self.source(&fields, &mut values)?;
-        let resources = match fields.get("resources") {
+        let source = self.source(&fields, &place, &mut values)?;
+        let (resources, own_resources) = match fields.get("resources") {
             Some(node) => resources(node, &place, &mut values)?,
-            None => default_resources(),
+            None => (default_resources(), ResourceHints::default()),
         };
         let network = network(&fields, (&name, &place), &mut values, ports)?;
         let restart = match fields.get("restart") {
@@ -223,6 +225,7 @@ impl Reader<'_> {
             env,
             engine,
             resources,
+            own_resources,
             network,
             restart,
             stop_timeout,
@@ -246,7 +249,7 @@ impl Reader<'_> {
     }
 
     /// `worker_path:` wins over `image:`, but both are checked.
-    fn source(&self, fields: &Fields<'_>, values: &mut Values<'_>) -> Result<Source, Problem> {
+    fn source(&self, fields: &Fields<'_>, place: &str, values: &mut Values<'_>) -> Result<Source, Problem> {
         let image = match fields.get("image") {
             None => None,
             Some(node) => match values.text(node, "image")? {
@@ -266,8 +269,9 @@ impl Reader<'_> {
                 Some(self.folder(&text))
             }
         };
+        let exclude = exclude(fields, place, values)?;
         Ok(match (path, image) {
-            (Some(path), _) => Source::Local { path },
+            (Some(path), _) => Source::Local { path, exclude },
             (None, Some(image)) => Source::Oci { image },
             (None, None) => Source::None,
         })

@@ -13,6 +13,7 @@ pub mod edit;
 pub mod engine;
 mod env;
 pub mod error;
+mod exclude;
 pub mod expand;
 pub(crate) mod fields;
 pub mod load;

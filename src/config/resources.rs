@@ -24,25 +24,33 @@ pub(crate) const MEMORY_EXPECTED: &str = "a number of MiB or a size such as `2Gi
 /// What `cpus` takes, for "expected ...".
 pub(crate) const CPUS_EXPECTED: &str = "a whole number";
 
-pub(super) fn resources(node: &Node, place: &str, values: &mut Values<'_>) -> Result<Resources, Problem> {
+/// With every default filled in, and apart from that what the file says of memory and CPUs.
+pub(super) fn resources(
+    node: &Node,
+    place: &str,
+    values: &mut Values<'_>,
+) -> Result<(Resources, ResourceHints), Problem> {
     let fields = Fields::of(node, &format!("under `resources` {place}"), RESOURCE_KEYS)?;
     let mut resources = default_resources();
+    let mut own = ResourceHints::default();
     if let Some(node) = fields.get("memory")
         && let Some(mib) = values.parsed(node, "memory", MEMORY_EXPECTED, memory_mib)?
     {
         resources.memory_mib = mib;
+        own.memory_mib = Some(mib);
     }
     if let Some(node) = fields.get("cpus")
         && let Some(cpus) = values.parsed(node, "cpus", CPUS_EXPECTED, cpus)?
     {
         resources.cpus = cpus;
+        own.cpus = Some(cpus);
     }
     if let Some(node) = fields.get("disk")
         && let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", disk_mib)?
     {
         resources.disk_bytes = mib * MIB;
     }
-    Ok(resources)
+    Ok((resources, own))
 }
 
 /// Memory as it is written, MiB.

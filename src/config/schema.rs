@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, Resources, WorkerType};
+use iii_protocol::api::{ErrorBody, ResourceHints, Resources, WorkerType};
 use iii_protocol::network::Network;
 
 use super::engine::EngineUrl;
@@ -63,6 +63,8 @@ pub struct WorkerConfig {
     pub engine: EngineUrl,
     /// `resources:`.
     pub resources: Resources,
+    /// What of memory and CPUs the file itself says: for a project, its manifest fills in the rest.
+    pub own_resources: ResourceHints,
     /// `network:` and `ports:`.
     pub network: Network,
     /// `restart:`.
@@ -85,6 +87,8 @@ pub enum Source {
     Local {
         /// `worker_path:`, absolute.
         path: PathBuf,
+        /// `exclude:`, what is left out of a copy besides what the project itself says; git's patterns.
+        exclude: Vec<String>,
     },
     /// Neither: kept and listed, cannot be started.
     None,

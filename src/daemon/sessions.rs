@@ -170,7 +170,7 @@ fn unreachable_machine(name: &str, error: &io::Error) -> ApiError {
     })
 }
 
-/// Only a worker that runs has an agent that takes sessions.
+/// Only the agent of a worker that runs, or that waits for a look at its project, takes sessions.
 fn may_have_sessions(status: &WorkerStatus) -> Result<(), ApiError> {
     let name = &status.name;
     let last = status.exits.first().map(|exit| format!(" ({})", exit.cause)).unwrap_or_default();
@@ -179,6 +179,8 @@ fn may_have_sessions(status: &WorkerStatus) -> Result<(), ApiError> {
     let logs = || format!("see what it wrote: `iii worker logs {name}`");
     let (message, hint) = match status.phase {
         Phase::Running => return Ok(()),
+        // Its project could not be made ready, and its machine is up for a look.
+        Phase::Failed if status.vmm_pid.is_some() => return Ok(()),
         Phase::Stopped => (format!("`{name}` is stopped"), start()),
         Phase::Preparing => (format!("`{name}` is still preparing: it has no machine yet"), wait()),
         Phase::Booting => (format!("`{name}` is still booting"), wait()),

@@ -7,7 +7,7 @@
 //! Only what is in the index is ever removed: what the machine made itself (installed packages, caches, data) is
 //! its own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::files::{EntryKind, FileEntry};
 use super::index::{Hash, Index, Indexed, IndexedKind};
@@ -61,6 +61,29 @@ impl SyncPlan {
     /// Whether the machine has it all already.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.send.is_empty() && self.adjust.is_empty()
+    }
+
+    /// What is to be on disk while the plan is carried out, so that whoever finds it half done sends and removes again
+    /// whatever may be missing: what is sent counts as there and as unlike any file.
+    pub fn under_way(&self, before: &Index) -> Index {
+        const UNLIKE: IndexedKind =
+            IndexedKind::File { size: u64::MAX, mtime_ns: i128::MIN, sha256: [0; size_of::<Hash>()] };
+        let mut there: BTreeMap<&[u8], Indexed> =
+            before.entries.iter().map(|entry| (&entry.path[..], entry.clone())).collect();
+        for Outgoing { entry, .. } in &self.send {
+            match entry.kind {
+                // Sent again anyhow when it is in no index; what is there in its stead is still to be removed.
+                EntryKind::Folder => {}
+                EntryKind::File { .. } | EntryKind::Link { .. } => {
+                    let folder = there.get(&entry.path[..]).filter(|old| old.kind == IndexedKind::Folder);
+                    if folder.is_none() {
+                        let (path, mode) = (entry.path.clone(), entry.mode);
+                        there.insert(&entry.path, Indexed { path, kind: UNLIKE, mode });
+                    }
+                }
+            }
+        }
+        Index { taken_ns: before.taken_ns, entries: there.into_values().collect() }
     }
 
     /// The index once the plan is carried out. `taken_ns` is when the project was listed, and `sent` gives the

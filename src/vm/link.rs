@@ -139,7 +139,7 @@ async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
     let running_since = last.as_ref().and_then(|status| match status.phase {
         MachinePhase::Running { since } => Some(since),
         MachinePhase::Stopping { running_since, .. } => running_since,
-        MachinePhase::Booting { .. } | MachinePhase::Ended { .. } => None,
+        MachinePhase::Booting { .. } | MachinePhase::Unprepared { .. } | MachinePhase::Ended { .. } => None,
     });
     let exit = read_last_word(&target.run_dir)
         .filter(|exit| exit.generation == target.generation)

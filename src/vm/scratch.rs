@@ -14,6 +14,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::fsutil::{LockFile, PathError, create_private_dir, sweep_prefixed, temporary};
 use crate::home::Home;
+use crate::prepare::{INDEX_NAME, MARKER_NAME};
 
 /// Changes when templates made by an older version must not be used any more.
 const TEMPLATE_VERSION: u32 = 1;
@@ -21,6 +22,9 @@ const TEMPLATE_VERSION: u32 = 1;
 const JOURNAL_MIB: &str = "16";
 /// The worker's disk, in its managed folder.
 pub const SCRATCH_NAME: &str = "scratch.ext4";
+/// What goes when a worker begins from scratch, in its managed folder: the disk, and what is noted of what is on it.
+/// Deleted from the last to the first, so that nothing is ever noted of a disk that has gone.
+pub const OF_THE_DISK: [&str; 3] = [SCRATCH_NAME, INDEX_NAME, MARKER_NAME];
 /// How an unfinished copy in that folder begins: not as the temporary files of others there, since another lock
 /// says who may remove it.
 const UNFINISHED: &str = ".scratch-";
@@ -91,6 +95,16 @@ pub fn ensure(home: &Home, worker: &str, bytes: u64) -> Result<PathBuf, ScratchE
         Ok(_) => grow(&disk, bytes).map(|()| disk),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let template = template(home, bytes)?;
+            // Whatever they say, it is not of the new disk.
+            for notes in OF_THE_DISK.into_iter().filter(|name| *name != SCRATCH_NAME) {
+                let notes = folder.join(notes);
+                match fs::remove_file(&notes) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(PathError::new("delete", notes)(e).into());
+                    }
+                    _ => {}
+                }
+            }
             copy_sparse(&template, &disk)?;
             Ok(disk)
         }

@@ -9,6 +9,8 @@ use iii_protocol::network::Network;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::project::ProjectSpec;
+
 /// One machine to launch. Sent to the shim over its birth link, never on a command line: it holds the
 /// worker's environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,8 @@ pub struct MachineSpec {
     pub root_disk: PathBuf,
     /// The workload.
     pub process: ProcessPlan,
+    /// What has to be on the disk before the workload starts; `None` for an image worker.
+    pub project: Option<ProjectSpec>,
     /// What the guest may reach, and what of it can be reached.
     pub network: Network,
     /// Where the guest's way to its engine leads.
@@ -45,7 +49,7 @@ impl MachineSpec {
         let mut process = self.process.clone();
         process.env.sort();
         let machine = (&self.worker, &self.resources, &self.root_disk, &self.network, &self.engine);
-        let what = (machine, &process, self.stop_signal);
+        let what = (machine, &process, self.stop_signal, &self.project);
         let bytes = serde_json::to_vec(&what).expect("machine specs always serialise");
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }

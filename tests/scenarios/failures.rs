@@ -59,12 +59,13 @@ fn a_registry_that_is_down_fails_quickly_and_start_tries_again() {
 }
 
 #[test]
-fn a_local_project_says_that_it_is_not_supported_yet() {
+fn a_project_whose_folder_is_gone_says_so() {
     let bed = Bed::new();
-    bed.write_config("workers:\n  - name: mine\n    worker_path: /tmp\n");
+    bed.write_config("workers:\n  - name: mine\n    worker_path: gone\n");
     let _daemon = bed.daemon();
     let status = bed.wait_phase("mine", Phase::Failed);
-    assert!(status.cause.unwrap().message.contains("local"));
+    let message = status.cause.unwrap().message;
+    assert_eq!(message, format!("there is no folder {}", bed.project().join("gone").display()));
     assert!(bed.ok(&["worker", "list"]).contains("Local"));
 }
 

@@ -13,6 +13,7 @@ mod failures;
 mod lifecycle;
 mod logs;
 mod network;
+mod project;
 mod reload;
 mod restart;
 

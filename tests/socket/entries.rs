@@ -142,11 +142,12 @@ async fn one_of_several_that_fails_does_not_keep_back_the_others() {
     pulls(&project, &[]);
     let daemon = project.serve().await;
     let (mut printer, _, err) = printer();
-    let failure =
-        commands::add(&project.ctx, &add(&["./here", "UPPER", "redis:7"]), &mut printer).await.unwrap_err();
+    let failure = commands::add(&project.ctx, &add(&["./no-such-project", "UPPER", "redis:7"]), &mut printer)
+        .await
+        .unwrap_err();
     assert_eq!(failure.code(), 1);
     assert!(text(&project).contains("image: redis:7"), "{}", text(&project));
-    assert!(err.text().contains("error: `./here` is a local path"), "{}", err.text());
+    assert!(err.text().contains("error: there is no folder "), "{}", err.text());
     assert!(err.text().ends_with("redis: added, running\n"), "{}", err.text());
     daemon.end().await;
 }

@@ -1,4 +1,4 @@
-//! `add PATH --dry-run`: what a project would be run by, without a daemon and without a trace.
+//! `add PATH`: what a project is run by, and with `--dry-run` what it would be, without a daemon and without a trace.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use iii::cli::args::AddArgs;
 use iii::cli::commands;
 use iii::cli::exit::Failure;
+use iii_protocol::api::{
+    ErrorBody, ErrorCode, Phase, PullEvent, PulledImage, ResourceHints, WorkerStatus, WorkerType,
+};
 use serde_json::{Value, json};
 
-use crate::fake::{Project, printer};
+use crate::fake::{Project, printer, status};
 
 const CONFIG: &str = "workers: []\n";
 const MANIFEST: &str = "name: my-worker
@@ -159,12 +162,127 @@ async fn flags_of_projects_are_refused_for_images() {
     }
 }
 
+/// The image that projects of this kind start from, and what becomes of the start.
+fn starts(project: &Project, name: &str, script: impl IntoIterator<Item = WorkerStatus>) {
+    let image = PulledImage {
+        digest: "sha256:aa".to_owned(),
+        env: vec!["FROM_THE_IMAGE=1".to_owned()],
+        root_disk_bytes: 1 << 20,
+        resources: ResourceHints { memory_mib: Some(64), cpus: Some(1) },
+        warnings: vec![],
+    };
+    project.world.lock().unwrap().pull = vec![PullEvent::Done { image }];
+    project.add(local(name, Phase::Stopped));
+    project.script(name, script);
+}
+
+fn local(name: &str, phase: Phase) -> WorkerStatus {
+    WorkerStatus { worker_type: WorkerType::Local, ..status(name, phase) }
+}
+
+fn text(project: &Project) -> String {
+    fs::read_to_string(&project.ctx.config).unwrap()
+}
+
 #[tokio::test]
-async fn without_the_flag_a_project_is_still_refused() {
+async fn a_project_is_written_as_its_folder_and_its_scripts_are_heard() {
+    let project = Project::new(CONFIG);
+    let folder = folder(&project, "app", &[("package.json", r#"{"scripts": {"dev": "x"}}"#)]);
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("passwords")).unwrap();
+    starts(&project, "app", [local("app", Phase::Booting), local("app", Phase::Running)]);
+    project.log("app", 1, "added 3 packages\n");
+    let daemon = project.serve().await;
+    let (mut printer, out, err) = printer();
+    let args = AddArgs { dry_run: false, exclude: vec!["*.log".to_owned()], ..args(&[&folder]) };
+    commands::add(&project.ctx, &args, &mut printer).await.unwrap();
+    assert_eq!(project.asked(), ["pull iiidev/node:latest false", "reload", "start app"]);
+    let real = folder.canonicalize().unwrap();
+    assert_eq!(
+        text(&project),
+        format!("workers:\n  - name: app\n    worker_path: {}\n    exclude: [\"*.log\"]\n", real.display())
+    );
+    let said = err.text();
+    assert!(said.starts_with("warning: passwords is a link to an absolute path"), "{said}");
+    assert!(said.contains("it is not copied\n") && said.ends_with("app: added, running\n"), "{said}");
+    assert!(!said.contains("added 3 packages"), "the workload's own output is none of it: {said}");
+    assert_eq!(out.text(), "");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_failed_install_is_told_with_how_to_look_inside() {
     let project = Project::new(CONFIG);
     let folder = folder(&project, "app", &[("Cargo.toml", "")]);
+    let mut failed = local("app", Phase::Failed);
+    failed.vmm_pid = Some(7);
+    failed.cause = Some(ErrorBody {
+        code: ErrorCode::Conflict,
+        message: "install failed (exit code 101)".to_owned(),
+        hint: Some("look inside with `iii worker exec app -- sh`".to_owned()),
+    });
+    starts(&project, "app", [local("app", Phase::Booting), failed]);
+    let daemon = project.serve().await;
+    let (mut printer, _, _) = printer();
     let args = AddArgs { dry_run: false, ..args(&[&folder]) };
-    let failure = run(&project, &args).await.0.unwrap_err();
-    let text = failure.text().unwrap();
-    assert!(text.contains("not supported by this version yet") && text.contains("--dry-run"), "{text}");
+    let failure = commands::add(&project.ctx, &args, &mut printer).await.unwrap_err();
+    assert_eq!(
+        failure.text().unwrap(),
+        "error: `app`: install failed (exit code 101)\n\nhint: look inside with `iii worker exec app -- sh`"
+    );
+    assert_eq!(failure.code(), 1);
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_before_anything_is_pulled() {
+    let project = Project::new(CONFIG);
+    let good = folder(&project, "good", &[("Cargo.toml", "")]);
+    let wrong = folder(&project, "wrong", &[("iii.worker.yaml", "name: w\nkind: x\n")]);
+    let daemon = project.serve().await;
+    for (path, name, exclude, message) in [
+        (&wrong, None, "x", "iii.worker.yaml:2:1: unknown key `kind`"),
+        (&good, Some("a b"), "x", "cannot be a name"),
+        (&good, None, "a[", "is not a pattern"),
+    ] {
+        let (name, exclude) = (name.map(str::to_owned), vec![exclude.to_owned()]);
+        let args = AddArgs { dry_run: false, name, exclude, ..args(&[path]) };
+        let (result, _, _) = run(&project, &args).await;
+        let failure = result.unwrap_err();
+        assert!(failure.text().unwrap().contains(message), "{failure:?}");
+        assert_eq!(failure.code(), 2, "{failure:?}");
+    }
+    assert!(project.asked().is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn force_installs_from_scratch_and_keeps_what_the_entry_leaves_out() {
+    let project = Project::new(CONFIG);
+    let folder = folder(&project, "app", &[("Cargo.toml", ""), ("socket.tmp", "")]).canonicalize().unwrap();
+    let config = "workers:\n  - name: app\n    worker_path: ./app\n    exclude: [\"*.tmp\"]\n";
+    fs::write(&project.ctx.config, config).unwrap();
+    let managed = project.ctx.home.managed("app");
+    fs::create_dir_all(&managed).unwrap();
+    for name in ["scratch.ext4", "files", "installed.json", "state.json"] {
+        fs::write(managed.join(name), "").unwrap();
+    }
+    let (mut printer, _, _) = printer();
+    let daemon = project.serve().await;
+    let again = AddArgs { dry_run: false, no_wait: true, ..args(&[&folder]) };
+    let failure = commands::add(&project.ctx, &again, &mut printer).await.unwrap_err();
+    let said = failure.text().unwrap();
+    assert!(said.contains("already, with this folder") && said.contains("`--force` installs it"), "{said}");
+    assert!(project.asked().is_empty());
+
+    starts(&project, "app", [local("app", Phase::Stopped)]);
+    let force = AddArgs { force: true, ..again };
+    commands::add(&project.ctx, &force, &mut printer).await.unwrap();
+    assert_eq!(
+        project.asked(),
+        ["pull library/rust:slim-bookworm true", "stop app None", "reload", "start app"]
+    );
+    let left: Vec<_> = fs::read_dir(&managed).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["state.json"]);
+    assert_eq!(text(&project), config, "also the path as it was written");
+    daemon.end().await;
 }

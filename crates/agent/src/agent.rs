@@ -7,13 +7,16 @@
 //!                          └── link gone: power off             v                       v
 //!                                                              Exit ── flush ── ack ── power off
 //! ```
+//!
+//! A plan that holds has one more step between mounts and exec: sessions ── Held ──> Go. Otherwise sessions are
+//! taken once the workload runs, which starts it sooner.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use iii_protocol::exit::ExitCause;
@@ -72,7 +75,7 @@ pub(crate) fn run(platform: &mut dyn Platform) -> Result<(), AgentError> {
     let exit = match prepared.and_then(|()| machine.boot(plan)) {
         Ok(workload) => machine.supervise(workload),
         Err(error) => {
-            machine.platform.kill_everything();
+            machine.end_everything();
             Exit { cause: error.into(), uptime_ms: 0 }
         }
     };
@@ -126,12 +129,32 @@ impl Machine<'_> {
                 console::say(format_args!("there is no way to the engine (port {port}): {error}"));
             }
         }
+        if plan.hold {
+            let sessions = self.take_sessions(plan.workload.clone());
+            // Without them the shim could do nothing while the workload waits.
+            self.sessions = sessions.map_err(|error| StartError::new("sessions", error))?;
+            self.wait_for_go()?;
+        }
         let workload = workload::start(&plan.workload, self.platform, &self.reaper, self.sender.clone())?;
-        self.sessions = self.take_sessions(plan.workload).unwrap_or_else(|error| {
-            console::say(format_args!("going on without sessions: {error}"));
-            None
-        });
+        if !plan.hold {
+            self.sessions = self.take_sessions(plan.workload).unwrap_or_else(|error| {
+                console::say(format_args!("going on without sessions: {error}"));
+                None
+            });
+        }
         Ok(workload)
+    }
+
+    fn wait_for_go(&self) -> Result<(), StartError> {
+        // A lost link is seen by its reader.
+        let _ = self.link.send(guest::KIND_HELD, &[]);
+        loop {
+            match self.events.recv() {
+                Ok(Event::Go) => return Ok(()),
+                Ok(event) => go_on_after(&event)?,
+                Err(RecvError) => return Err(host_is_gone()),
+            }
+        }
     }
 
     fn take_sessions(&self, workload: ProcessPlan) -> std::io::Result<Option<Sessions>> {
@@ -140,8 +163,17 @@ impl Machine<'_> {
         Sessions::start(listener, host, reaper, workload).map(Some)
     }
 
-    /// Ends everything but the agent. The connections of sessions are closed first: their clients are to hear
-    /// of a lost worker, not of commands that were killed.
+    /// Ends everything but the agent, and waits until it is gone.
+    fn end_everything(&self) {
+        self.kill_everything();
+        let deadline = Instant::now() + LAST_PROCESSES;
+        if !self.reaper.wait_childless(deadline, || self.platform.kill_everything()) {
+            console::say(format_args!("killed processes are stuck in the kernel; going on without them"));
+        }
+    }
+
+    /// Sends SIGKILL to everything but the agent. The connections of sessions are closed first: their clients
+    /// are to hear of a lost worker, not of commands that were killed.
     fn kill_everything(&self) {
         if let Some(sessions) = &self.sessions {
             sessions.close();
@@ -153,13 +185,8 @@ impl Machine<'_> {
     fn still_wanted(&self) -> Result<(), StartError> {
         loop {
             match self.events.try_recv() {
-                Ok(Event::Stop(_)) => {
-                    return Err(StartError::new("start", "stopped before the workload was started"));
-                }
-                Ok(Event::LinkLost) | Err(TryRecvError::Disconnected) => {
-                    return Err(StartError::new("start", "the host is gone"));
-                }
-                Ok(Event::ExitAcknowledged | Event::WorkloadEnded(_)) => {}
+                Ok(event) => go_on_after(&event)?,
+                Err(TryRecvError::Disconnected) => return Err(host_is_gone()),
                 Err(TryRecvError::Empty) => return Ok(()),
             }
         }
@@ -179,11 +206,7 @@ impl Machine<'_> {
 
         let (ended, stop) = self.wait_for_end(pid);
         let oom = self.platform.oom_kills() > oom_kills;
-        self.kill_everything();
-        let deadline = Instant::now() + LAST_PROCESSES;
-        if !self.reaper.wait_childless(deadline, || self.platform.kill_everything()) {
-            console::say(format_args!("killed processes are stuck in the kernel; going on without them"));
-        }
+        self.end_everything();
         if let Ok(pump) = pump {
             pump.finish();
         }
@@ -202,7 +225,7 @@ impl Machine<'_> {
                 Ok(Event::WorkloadEnded(ended)) => return (ended, state),
                 Ok(Event::Stop(stop)) => state.asked(Instant::now(), &stop),
                 Ok(Event::LinkLost) => state.abandoned(),
-                Ok(Event::ExitAcknowledged) => (state, StopAction::Nothing),
+                Ok(Event::Go | Event::ExitAcknowledged) => (state, StopAction::Nothing),
                 // This side holds a sender, so the channel is never disconnected.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => state.at(Instant::now()),
             };
@@ -224,10 +247,25 @@ impl Machine<'_> {
         while told.is_ok() {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Event::ExitAcknowledged | Event::LinkLost) | Err(_) => return,
-                Ok(Event::Stop(_) | Event::WorkloadEnded(_)) => {}
+                Ok(Event::Stop(_) | Event::Go | Event::WorkloadEnded(_)) => {}
             }
         }
     }
+}
+
+/// Whether the workload is to be started in spite of what has happened before.
+fn go_on_after(event: &Event) -> Result<(), StartError> {
+    match event {
+        Event::Stop(_) => Err(StartError::new("start", "stopped before the workload was started")),
+        Event::LinkLost => Err(host_is_gone()),
+        // Nobody was told yet that the workload waits; passed over, it would be waited for in vain.
+        Event::Go => Err(StartError::new("start", "the host is ahead of the guest")),
+        Event::ExitAcknowledged | Event::WorkloadEnded(_) => Ok(()),
+    }
+}
+
+fn host_is_gone() -> StartError {
+    StartError::new("start", "the host is gone")
 }
 
 fn signal_group(pid: u32, signal: i32) {

@@ -20,6 +20,8 @@ pub(crate) const EVENT_QUEUE: usize = 64;
 pub(crate) enum Event {
     /// The shim wants the workload to end.
     Stop(Stop),
+    /// The workload is to be started.
+    Go,
     /// The shim has the exit on its disk.
     ExitAcknowledged,
     /// The shim is gone.
@@ -86,6 +88,7 @@ enum ControlError {
 fn to_event(frame: &Frame) -> Result<Event, ControlError> {
     match frame.kind {
         guest::KIND_STOP => Ok(Event::Stop(frame.parse()?)),
+        guest::KIND_GO => Ok(Event::Go),
         guest::KIND_EXIT_ACK => Ok(Event::ExitAcknowledged),
         other => Err(ControlError::Kind(other)),
     }

@@ -13,6 +13,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+pub use self::below::open_folder;
 use self::below::{Below, Meta};
 use crate::name::{BadName, EntryPath, Spelling, steps};
 use crate::place::{Misplaced, Place, Thing, place};

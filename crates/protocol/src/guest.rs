@@ -5,6 +5,9 @@
 //! [`ExitCause::CouldNotStart`](crate::exit::ExitCause). Output frames come in the order they were read. [`Exit`] is the agent's last
 //! word: everything the workload wrote has been sent before it, and the agent powers the guest off
 //! only after [`KIND_EXIT_ACK`] (or when the link is gone).
+//!
+//! A plan with [`BootPlan::hold`] parts mounting and starting: the agent says [`KIND_HELD`] when sessions
+//! are taken, and starts the workload at [`KIND_GO`]. A [`Stop`] meanwhile ends the machine at once.
 
 use std::net::IpAddr;
 
@@ -32,6 +35,11 @@ pub const KIND_STOP: u8 = 4;
 pub const KIND_EXIT: u8 = 5;
 /// Shim to agent: the exit is on the host's disk; power off. No payload.
 pub const KIND_EXIT_ACK: u8 = 6;
+/// Shim to agent: start the workload. The answer to [`KIND_HELD`]. No payload.
+pub const KIND_GO: u8 = 7;
+/// Agent to shim: all is mounted, sessions are taken, and the workload waits for [`KIND_GO`]. Only with
+/// [`BootPlan::hold`]. No payload.
+pub const KIND_HELD: u8 = 8;
 /// Agent to shim: workload output, [`output_payload`].
 pub const KIND_STDOUT: u8 = 16;
 /// Agent to shim: workload error output, [`output_payload`].
@@ -65,6 +73,8 @@ pub struct BootPlan {
     pub network: Option<GuestNetwork>,
     /// The port of the guest's loopback that leads to the engine ([`crate::engine`]).
     pub engine_port: Option<u16>,
+    /// Whether the workload waits for [`KIND_GO`].
+    pub hold: bool,
     /// The worker's own process.
     pub workload: ProcessPlan,
 }

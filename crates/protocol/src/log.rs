@@ -24,6 +24,10 @@ pub enum Stream {
     Stderr,
     /// Not the workload: what its network refused, as the shim tells it.
     Event,
+    /// What the project's `setup` script wrote on either of its outputs.
+    Setup,
+    /// Likewise, its `install` script.
+    Install,
 }
 
 /// Which records a reader wants.
@@ -32,19 +36,19 @@ pub enum Wanted {
     /// All there are.
     #[default]
     All,
-    /// What the workload wrote.
+    /// What the workload and its project's scripts wrote.
     Output,
-    /// What is not the workload's.
+    /// What none of them wrote.
     Events,
 }
 
 impl Wanted {
     /// Whether records of this stream are wanted.
     pub fn takes(self, stream: Stream) -> bool {
-        match (self, stream) {
-            (Wanted::All, _) | (Wanted::Output, Stream::Stdout | Stream::Stderr) => true,
-            (Wanted::Events, stream) => stream == Stream::Event,
-            (Wanted::Output, Stream::Event) => false,
+        match self {
+            Wanted::All => true,
+            Wanted::Output => stream != Stream::Event,
+            Wanted::Events => stream == Stream::Event,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One session inside a running worker: a command (`exec`), or files in or out (`cp`).
+//! One session inside a worker: a command (`exec`), or files in or out (`cp`, and a project's).
 //!
 //! A client asks the daemon with `POST /v1/workers/{name}/session`, `Connection: Upgrade` and `Upgrade:
 //! iii-session/1`. After `101 Switching Protocols` the connection carries [`crate::frame`]s, end to end
@@ -49,6 +49,8 @@ pub const WINDOW_BYTES: usize = 1024 * 1024;
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
 /// The most sessions one worker has at a time; one more ends at once with [`EndCause::CouldNotStart`].
 pub const MAX_SESSIONS: usize = 256;
+/// The longest record in the list of [`Task::Update`], in bytes, its zero byte included.
+pub const MAX_CHANGE_BYTES: usize = 8192;
 /// Milliseconds from SIGHUP to SIGKILL when the client is gone.
 pub const HANGUP_GRACE_MS: u64 = 2_000;
 
@@ -121,6 +123,29 @@ pub enum Task {
         /// Owners and groups as the archive has them; otherwise all belongs to root.
         #[serde(default)]
         owners: bool,
+    },
+    /// Brings a folder up to date and flushes it to the disk. Standard input is a list of changes and then a
+    /// tar archive, laid out as with [`Layout::Inside`], or nothing when there is nothing to unpack. END with
+    /// code 0 comes when all of it is on the disk.
+    ///
+    /// The list is made of records, each ended by a zero byte and at most [`MAX_CHANGE_BYTES`] long, and they
+    /// are carried out in order:
+    ///
+    /// - `F PATH` removes a file or link;
+    /// - `E PATH` removes a folder if it is empty; one that is not stays;
+    /// - `T PATH` removes a folder with all in it, or whatever else has its name;
+    /// - `M MODE MTIME_NS PATH` sets permissions, in octal, of a file or folder, and of a file the time of its
+    ///   last change, in nanoseconds since 1970.
+    ///
+    /// A PATH is bytes, relative to the folder, without empty, `.` or `..` steps. What is not there is gone
+    /// already, and so is a file where a folder is now, or a folder where a file is: the guest has put something
+    /// of its own there, which stays. A link is never followed: what would be behind one on the way to a PATH is
+    /// gone too; as the PATH itself it is removed, and `M` leaves it.
+    Update {
+        /// The folder in the guest; made, with mode 0755, when it is missing.
+        path: String,
+        /// Length of the list in bytes.
+        changes: u32,
     },
 }
 
@@ -203,7 +228,7 @@ pub struct Signal {
 pub struct Started {
     /// Counts the sessions of this machine from 1; also the name of its cgroup.
     pub session: u64,
-    /// The command's process id in the guest; 0 for a copy.
+    /// The command's process id in the guest; 0 for a copy or an update.
     pub pid: u32,
 }
 
@@ -258,7 +283,7 @@ pub enum EndCause {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
-    /// A copy stopped part of the way (1 by custom).
+    /// A copy or an update stopped part of the way (1 by custom).
     CopyFailed {
         /// Why, lower case, with the path.
         message: String,

@@ -72,6 +72,22 @@ pub enum MachinePhase {
         since: Timestamp,
         /// When the shim gives up.
         deadline: Timestamp,
+        /// What it is busy with, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
+    /// The project could not be made ready, so the workload was never started. The machine takes sessions, so
+    /// that people can look why.
+    Unprepared {
+        /// Since when.
+        since: Timestamp,
+        /// What was being done, a short fragment.
+        what: String,
+        /// What went wrong, lower case.
+        message: String,
+        /// What to do next.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     },
     /// The workload runs.
     Running {

@@ -1,8 +1,17 @@
 //! Log records keep every byte the workload wrote, in lines that any JSON tool reads.
 
-use iii_protocol::log::{LogLineError, LogRecord, MAX_RECORD_BYTES, Stream};
+use iii_protocol::log::{LogLineError, LogRecord, MAX_RECORD_BYTES, Stream, Wanted};
 use jiff::Timestamp;
 use proptest::prelude::*;
+
+/// All there are, by the names in the lines.
+const STREAMS: [(Stream, &str); 5] = [
+    (Stream::Stdout, "stdout"),
+    (Stream::Stderr, "stderr"),
+    (Stream::Event, "event"),
+    (Stream::Setup, "setup"),
+    (Stream::Install, "install"),
+];
 
 fn record(bytes: &[u8]) -> LogRecord {
     let ts = "2026-01-02T03:04:05.000000006Z".parse().expect("time");
@@ -21,13 +30,12 @@ proptest! {
         seq: u64,
         generation: u64,
         ts in timestamps(),
-        stderr: bool,
+        stream in prop::sample::select(STREAMS.map(|(stream, _)| stream).to_vec()),
         bytes in prop_oneof![
             prop::collection::vec(any::<u8>(), 0..200),
             any::<String>().prop_map(String::into_bytes),
         ],
     ) {
-        let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
         let record = LogRecord { seq, ts, generation, stream, bytes };
         let line = record.to_line();
         prop_assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
@@ -49,6 +57,18 @@ fn the_line_is_pinned() {
     let bytes =
         r#"{"seq":1,"ts":"2026-01-02T03:04:05.000000006Z","gen":3,"stream":"stdout","base64":"//4K"}"#;
     assert_eq!(record(b"\xff\xfe\n").to_line(), format!("{bytes}\n").into_bytes());
+}
+
+#[test]
+fn the_names_of_the_streams_are_pinned_and_each_is_output_or_an_event() {
+    for (stream, name) in STREAMS {
+        let line = LogRecord { stream, ..record(b"") }.to_line();
+        let shown = String::from_utf8(line).expect("JSON");
+        assert!(shown.contains(&format!(r#""stream":"{name}""#)), "{shown}");
+        let is_event = stream == Stream::Event;
+        let taken = [Wanted::All, Wanted::Output, Wanted::Events].map(|wanted| wanted.takes(stream));
+        assert_eq!(taken, [true, !is_event, is_event], "{name}");
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use iii_protocol::guest::{
     self, BootPlan, Exit, GuestAddress, GuestNetwork, Hello, ProcessPlan, RootPlan, Started, Stop,
 };
 use iii_protocol::network::{Destination, Egress, Network, PortRange, PublishedPort, Rule, Transport};
+use iii_protocol::session::Task;
+use iii_protocol::shim::MachinePhase;
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,10 +30,12 @@ fn kinds_and_port_of_the_control_link_are_pinned() {
         guest::KIND_STOP,
         guest::KIND_EXIT,
         guest::KIND_EXIT_ACK,
+        guest::KIND_GO,
+        guest::KIND_HELD,
         guest::KIND_STDOUT,
         guest::KIND_STDERR,
     ];
-    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 16, 17]);
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8, 16, 17]);
     assert_eq!((guest::CONTROL_PORT, guest::VERSION), (1024, 1));
 }
 
@@ -80,6 +84,7 @@ fn messages_of_the_shim_are_pinned() {
             hosts: vec![("h".into(), [10, 0, 0, 1].into())],
         }),
         engine_port: Some(49134),
+        hold: true,
         workload,
     };
     pinned(
@@ -89,12 +94,38 @@ fn messages_of_the_shim_are_pinned() {
             r#""root":{"kind":"overlay","lower":"/dev/vda","upper":"/dev/vdb"},"#,
             r#""network":{"mac":[2,0,0,0,0,1],"mtu":1500,"#,
             r#""addresses":[{"address":"10.0.0.2","prefix":30,"gateway":"10.0.0.1"}],"#,
-            r#""dns":["10.0.0.1"],"hosts":[["h","10.0.0.1"]]},"engine_port":49134,"#,
+            r#""dns":["10.0.0.1"],"hosts":[["h","10.0.0.1"]]},"engine_port":49134,"hold":true,"#,
             r#""workload":{"argv":["sh","-c"],"env":[["A","1"]],"cwd":"/workspace","user":"app:app"}}"#
         ),
     );
     plan.root = RootPlan::Surroundings;
     assert!(serde_json::to_string(&plan).expect("serialises").contains(r#""root":{"kind":"surroundings"}"#));
+}
+
+#[test]
+fn the_tasks_about_files_are_pinned() {
+    pinned(
+        &Task::Update { path: "/workspace".into(), changes: 12 },
+        r#"{"kind":"update","path":"/workspace","changes":12}"#,
+    );
+    pinned(
+        &Task::Pack { path: "/etc/.".into(), follow: true },
+        r#"{"kind":"pack","path":"/etc/.","follow":true}"#,
+    );
+}
+
+#[test]
+fn the_phases_of_a_machine_that_is_made_ready_are_pinned() {
+    let at = "2026-01-02T03:04:05Z".parse().expect("time");
+    let booting = |detail| MachinePhase::Booting { since: at, deadline: at, detail };
+    let bare = r#"{"phase":"booting","since":"2026-01-02T03:04:05Z","deadline":"2026-01-02T03:04:05Z""#;
+    pinned(&booting(None), &format!("{bare}}}"));
+    pinned(&booting(Some("copying".into())), &format!(r#"{bare},"detail":"copying"}}"#));
+    let unprepared =
+        |hint| MachinePhase::Unprepared { since: at, what: "install".into(), message: "exit 1".into(), hint };
+    let bare = r#"{"phase":"unprepared","since":"2026-01-02T03:04:05Z","what":"install","message":"exit 1""#;
+    pinned(&unprepared(None), &format!("{bare}}}"));
+    pinned(&unprepared(Some("look".into())), &format!(r#"{bare},"hint":"look"}}"#));
 }
 
 #[test]

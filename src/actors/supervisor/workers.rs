@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, Phase, Resources};
+use iii_protocol::api::{ErrorBody, ErrorCode, Phase, ResourceHints, Resources};
 use iii_protocol::network::{Egress, Network};
 use ractor::{Actor, ActorId, ActorRef};
 use tokio::time::Instant;
@@ -285,6 +285,7 @@ fn stray(name: String) -> WorkerConfig {
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 0, cpus: 0, disk_bytes: 0 },
+        own_resources: ResourceHints::default(),
         network: Network { egress: Egress::None, ports: Vec::new() },
         restart: RestartConfig {
             policy: RestartPolicy::Never,

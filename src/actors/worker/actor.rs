@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::board::{Board, Surface, status_of};
 use super::messages::{Claimed, Left, StatusReply, WorkerArgs, WorkerMsg};
-use super::plan::{self, Circumstances, millis};
+use super::plan::{self, Circumstances, Recipe, millis};
 use super::state::{Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker};
 use super::tasks;
 use crate::config::schema::WorkerConfig;
@@ -134,8 +134,8 @@ impl WorkerState {
                 let found = match left {
                     Left::Nothing => Found::Nothing,
                     Left::Ended(exit) => Found::Ended(exit),
-                    Left::Running { status, machine, image } => {
-                        let wanted = self.wanted_hash(image);
+                    Left::Running { status, machine, wanted } => {
+                        let wanted = self.wanted_hash(wanted);
                         self.take_link(myself, status.generation, machine);
                         self.note_news(status.generation, &status);
                         Found::Running { status: *status, wanted }
@@ -148,22 +148,34 @@ impl WorkerState {
     }
 
     /// The hash of what should run, or `None` when that cannot be told just now.
-    fn wanted_hash(&mut self, image: Option<(String, Image)>) -> Option<String> {
-        let (looked_up, image) = image?;
-        let reference = plan::image_of(&self.args.config).ok()?;
-        if reference != looked_up {
+    fn wanted_hash(&mut self, wanted: Option<Box<(Recipe, Image)>>) -> Option<String> {
+        let (recipe, image) = *wanted?;
+        if recipe.source != self.args.config.source {
             // Edited since: what runs is another image's, which no hash equals.
             return Some(String::new());
         }
-        let spec = plan::machine_spec(&self.args.config, &image, self.circumstances(0)).ok()?;
-        self.surface.image_digest = Some(image.digest);
+        let spec = plan::machine_spec(&self.args.config, &recipe, &image, self.circumstances(0)).ok()?;
+        self.show(&recipe, image);
         Some(spec.hash())
     }
 
-    fn imaged(&mut self, myself: &ActorRef<WorkerMsg>, generation: u64, result: Result<Image, Failure>) {
-        let spec = result.and_then(|image| {
-            let spec = plan::machine_spec(&self.args.config, &image, self.circumstances(generation));
-            self.surface.image_digest = Some(image.digest);
+    /// What the status says of what is run.
+    fn show(&mut self, recipe: &Recipe, image: Image) {
+        self.surface.image_digest = Some(image.digest);
+        self.surface.base_image = Some(recipe.image.clone());
+        self.surface.resources = Some(plan::resources(&self.args.config, recipe, self.args.around.host));
+    }
+
+    fn imaged(
+        &mut self,
+        myself: &ActorRef<WorkerMsg>,
+        generation: u64,
+        result: Result<(Recipe, Image), Failure>,
+    ) {
+        let spec = result.and_then(|(recipe, image)| {
+            let around = self.circumstances(generation);
+            let spec = plan::machine_spec(&self.args.config, &recipe, &image, around);
+            self.show(&recipe, image);
             spec.map_err(|error| Failure { what: "config", error, remedy: Remedy::None })
         });
         let input = match spec {
@@ -194,7 +206,9 @@ impl WorkerState {
     fn note_news(&mut self, generation: u64, status: &ShimStatus) {
         let Some(index) = self.links.iter().position(|link| link.generation == generation) else { return };
         match &status.phase {
-            MachinePhase::Booting { .. } | MachinePhase::Stopping { .. } => {}
+            MachinePhase::Booting { .. }
+            | MachinePhase::Unprepared { .. }
+            | MachinePhase::Stopping { .. } => {}
             MachinePhase::Running { since } => self.links[index].running_since = Some(*since),
             MachinePhase::Ended { .. } => {
                 self.links.remove(index);
@@ -273,26 +287,25 @@ impl WorkerState {
     }
 
     fn claim(&self, actor: ActorRef<WorkerMsg>) {
-        let name = self.args.config.name.clone();
-        let reference = plan::image_of(&self.args.config).ok().map(str::to_owned);
+        let config = self.args.config.clone();
         let (kit, around) = (self.args.kit.clone(), self.args.around.clone());
         tokio::spawn(async move {
-            let result = tasks::claim(name, reference, kit, around).await;
+            let result = tasks::claim(config, kit, around).await;
             let _gone = actor.cast(WorkerMsg::Claimed(Box::new(result)));
         });
     }
 
     fn prepare(&self, actor: ActorRef<WorkerMsg>, generation: u64) {
-        let reference = plan::image_of(&self.args.config).map(str::to_owned);
-        let around = self.args.around.clone();
+        let (config, around) = (self.args.config.clone(), self.args.around.clone());
         tokio::spawn(async move {
-            let result = match reference {
-                Ok(reference) => {
+            let result = match tasks::recipe(config).await {
+                Ok(recipe) => {
                     let told = actor.clone();
                     let progress = move |detail| {
                         let _gone = told.cast(WorkerMsg::Progressed { generation, detail });
                     };
-                    tasks::image(reference, around, progress).await
+                    let image = tasks::image(recipe.image.clone(), around, progress).await;
+                    image.map(|image| (recipe, image))
                 }
                 Err(error) => Err(Failure { what: "config", error, remedy: Remedy::None }),
             };
@@ -356,6 +369,8 @@ pub fn shown_as_failed(board: &Board, config: &WorkerConfig, cause: ErrorBody) {
         vmm_pid: old.vmm_pid,
         refused: old.refused.clone(),
         log_dir: old.log_dir.clone(),
+        base_image: old.image.clone(),
+        resources: Some(old.resources),
     };
     let shown = status_of(&worker, config, &surface);
     board.publish(WorkerStatus {

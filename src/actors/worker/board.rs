@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iii_protocol::api::{Phase, Refused, WorkerStatus};
+use iii_protocol::api::{Phase, Refused, Resources, WorkerStatus};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -84,6 +84,10 @@ pub struct Surface {
     pub refused: Refused,
     /// Folder of the log files.
     pub log_dir: String,
+    /// Reference of the image that a project's machine starts from.
+    pub base_image: Option<String>,
+    /// What the machine may have, where not only the configuration says so.
+    pub resources: Option<Resources>,
 }
 
 /// A worker as its status shows it; the revision is the board's.
@@ -94,9 +98,10 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
         State::Running { since } => (None, None, Some(*since)),
         State::Stopping(stopping) => (None, Some(stopping.kill_at.wall), stopping.running_since),
         State::Backoff { until, cause, .. } => (Some(cause.clone()), Some(until.wall), None),
-        State::Failed { cause } => (Some(cause.clone()), None, None),
+        State::Unready { cause } | State::Failed { cause } => (Some(cause.clone()), None, None),
     };
-    let Surface { image_digest, shim_pid, vmm_pid, refused, log_dir } = surface.clone();
+    let Surface { image_digest, shim_pid, vmm_pid, refused, log_dir, base_image, resources } =
+        surface.clone();
     WorkerStatus {
         name: worker.name.clone(),
         worker_type: config.worker_type(),
@@ -113,10 +118,11 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
         exits: worker.record.exits.clone(),
         image: match &config.source {
             Source::Oci { image } => Some(image.clone()),
-            Source::Local { .. } | Source::None => None,
+            Source::Local { .. } => base_image,
+            Source::None => None,
         },
         image_digest,
-        resources: config.resources,
+        resources: resources.unwrap_or(config.resources),
         network: config.network.clone(),
         refused,
         shim_pid,
@@ -140,9 +146,8 @@ fn detail_of(worker: &Worker) -> Option<String> {
             Some(detail.clone().unwrap_or_else(|| "getting the image".to_owned()))
         }
         State::Preparing(Preparing::Launch { .. }) => Some("launching the machine".to_owned()),
-        State::Booting { kills: 0, .. } | State::Stopped | State::Running { .. } | State::Failed { .. } => {
-            None
-        }
+        State::Booting { kills: 0, detail, .. } => detail.clone(),
+        State::Stopped | State::Unready { .. } | State::Running { .. } | State::Failed { .. } => None,
         State::Booting { .. } => Some("the boot is overdue; killing the machine".to_owned()),
         State::Backoff { attempt, .. } => Some(format!("try {attempt} in a row")),
         State::Stopping(stopping) => match (stopping.patience, stopping.waiting) {

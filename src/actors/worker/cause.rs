@@ -48,6 +48,13 @@ pub fn overdue(exit: ExitRecord) -> ExitRecord {
     ExitRecord { cause, ..exit }
 }
 
+/// Why a project could not be made ready, as the cause of a failure.
+pub fn unready(what: &str, message: String, hint: Option<String>) -> ErrorBody {
+    // The script's own failure says which it was.
+    let message = if message.starts_with(what) { message } else { format!("{what}: {message}") };
+    ErrorBody { code: ErrorCode::Conflict, message, hint }
+}
+
 /// The cause of a crash loop.
 pub fn crash_loop(error: ErrorBody) -> ErrorBody {
     ErrorBody { message: format!("it dies again and again; last: {}", error.message), ..error }

@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::board::Board;
 use super::durable::{Record, Store};
-use super::plan::HostLimits;
+use super::plan::{HostLimits, Recipe};
 use super::state::{Failure, Order};
 use crate::actors::image_puller::{ImageSource, PullerMsg};
 use crate::config::schema::WorkerConfig;
@@ -76,7 +76,7 @@ pub enum WorkerMsg {
         /// Of which start.
         generation: u64,
         /// What came of it.
-        result: Box<Result<Image, Failure>>,
+        result: Box<Result<(Recipe, Image), Failure>>,
     },
     /// The launcher is through.
     Launched {
@@ -121,8 +121,8 @@ pub enum Left {
         status: Box<ShimStatus>,
         /// The machine; its first event is taken.
         machine: Machine,
-        /// The image that the worker's reference means now, if it is here, and that reference.
-        image: Option<(String, Image)>,
+        /// What the worker is made of now, and its image, if both can be told.
+        wanted: Option<Box<(Recipe, Image)>>,
     },
 }
 

@@ -1,4 +1,4 @@
-//! From an image and a config entry to a machine: pure.
+//! From an image and a config entry to a machine: pure, but for the reading of a project's folder.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use nix::sys::signal::Signal;
 use crate::config::engine::ENGINE_VARIABLES;
 use crate::config::schema::{Source, WorkerConfig};
 use crate::image::types::{Image, ImageConfig};
+use crate::project::scripts::Variable;
+use crate::project::{self, ProjectSpec};
 use crate::vm::spec::MachineSpec;
 
 /// `PATH` of a workload whose image and config set none, as other OCI runtimes have it.
@@ -42,40 +44,43 @@ pub struct Circumstances {
     pub orphan_grace: Duration,
 }
 
-/// The reference of a worker that can be run, or why this one cannot be, whatever is tried.
-pub fn image_of(config: &WorkerConfig) -> Result<&str, ErrorBody> {
-    let unsupported = |message: &str, hint: String| ErrorBody {
-        code: ErrorCode::BadConfig,
-        message: message.to_owned(),
-        hint: Some(hint),
-    };
+/// What a worker is made of, as far as it is known without its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// What the configuration says; an edit makes another recipe of it.
+    pub source: Source,
+    /// Reference of the image that the machine starts from.
+    pub image: String,
+    /// What is run of a local project.
+    pub project: Option<project::scripts::Plan>,
+}
+
+/// The recipe of a worker that can be run, or why this one cannot be, whatever is tried. Blocks: a project is read.
+pub fn recipe(config: &WorkerConfig) -> Result<Recipe, ErrorBody> {
     let name = &config.name;
-    let image = match &config.source {
-        Source::Oci { image } => image,
-        Source::Local { .. } => {
-            return Err(unsupported(
-                "local projects are not supported by this version",
-                format!("give worker `{name}` an `image:` instead of `worker_path:`"),
-            ));
-        }
-        Source::None => {
-            return Err(unsupported(
-                &format!("worker `{name}` has neither `image:` nor `worker_path:`"),
-                format!("add `image: <reference>` to worker `{name}` in the configuration"),
-            ));
-        }
-    };
     config.env.as_ref().map_err(Clone::clone)?;
-    Ok(image)
+    let source = config.source.clone();
+    match &config.source {
+        Source::Oci { image } => Ok(Recipe { image: image.clone(), source, project: None }),
+        Source::Local { path, .. } => {
+            let plan = project::read(path, Some(name)).map_err(|error| ErrorBody::from(&error))?;
+            Ok(Recipe { image: plan.base_image.value.clone(), source, project: Some(plan) })
+        }
+        Source::None => Err(ErrorBody {
+            code: ErrorCode::BadConfig,
+            message: format!("worker `{name}` has neither `image:` nor `worker_path:`"),
+            hint: Some(format!("add `image: <reference>` to worker `{name}` in the configuration")),
+        }),
+    }
 }
 
 /// Decides everything about the machine of one start.
 pub fn machine_spec(
     config: &WorkerConfig,
+    recipe: &Recipe,
     image: &Image,
     around: Circumstances,
 ) -> Result<MachineSpec, ErrorBody> {
-    image_of(config)?;
     let own_env = config.env.as_ref().map_err(Clone::clone)?;
     let boot_timeout = config.boot_timeout.unwrap_or(match around.host.emulated {
         true => BOOT_TIMEOUT_EMULATED,
@@ -85,26 +90,60 @@ pub fn machine_spec(
     Ok(MachineSpec {
         worker: config.name.clone(),
         generation: around.generation,
-        resources: Resources {
-            cpus: config.resources.cpus.clamp(1, around.host.cpus.max(1)),
-            ..config.resources
-        },
+        resources: resources(config, recipe, around.host),
         root_disk: image.root_disk.clone(),
-        process: ProcessPlan {
-            argv: argv(&image.config, &engine_url),
-            env: environment(&image.config.env, own_env, &config.name, &engine_url),
-            cwd: match image.config.working_dir.as_str() {
-                "" => "/".to_owned(),
-                dir => dir.to_owned(),
+        process: match &recipe.project {
+            None => ProcessPlan {
+                argv: argv(&image.config, &engine_url),
+                env: environment(&image.config.env, &[], own_env, &config.name, &engine_url),
+                cwd: match image.config.working_dir.as_str() {
+                    "" => "/".to_owned(),
+                    dir => dir.to_owned(),
+                },
+                user: image.config.user.clone(),
             },
-            user: image.config.user.clone(),
+            // All of a project is its owner's: whatever user the image has for what it runs itself.
+            Some(plan) => ProcessPlan {
+                argv: ["/bin/sh", "-c", &plan.start.value].map(str::to_owned).into(),
+                env: environment(&image.config.env, &plan.env, own_env, &config.name, &engine_url),
+                cwd: project::WORKSPACE.to_owned(),
+                user: String::new(),
+            },
         },
+        project: project_of(config, recipe, image),
         network: config.network.clone(),
         engine: config.engine.engine().clone(),
-        stop_signal: stop_signal(&image.config.stop_signal)?,
+        stop_signal: match recipe.project {
+            None => stop_signal(&image.config.stop_signal)?,
+            Some(_) => Signal::SIGTERM as i32,
+        },
         stop_timeout_ms: millis(config.stop_timeout),
         boot_timeout_ms: millis(boot_timeout),
         orphan_grace_ms: millis(around.orphan_grace),
+    })
+}
+
+/// What the configuration says, else what the project's manifest says; never more CPUs than the host has.
+pub fn resources(config: &WorkerConfig, recipe: &Recipe, host: HostLimits) -> Resources {
+    let mut resources = config.resources;
+    if let Some(plan) = &recipe.project {
+        resources.memory_mib = config.own_resources.memory_mib.unwrap_or(plan.memory_mib.value);
+        resources.cpus = config.own_resources.cpus.unwrap_or(plan.cpus.value);
+    }
+    Resources { cpus: resources.cpus.clamp(1, host.cpus.max(1)), ..resources }
+}
+
+fn project_of(config: &WorkerConfig, recipe: &Recipe, image: &Image) -> Option<ProjectSpec> {
+    let (Some(plan), Source::Local { path, exclude }) = (&recipe.project, &config.source) else {
+        return None;
+    };
+    Some(ProjectSpec {
+        folder: path.clone(),
+        exclude: exclude.clone(),
+        kind: plan.kind.value,
+        base_image: image.digest.clone(),
+        setup: plan.setup.value.clone(),
+        install: plan.install.value.clone(),
     })
 }
 
@@ -132,9 +171,11 @@ fn argv(image: &ImageConfig, engine_url: &str) -> Vec<String> {
     argv
 }
 
-/// The image's variables, then `config:`, then ours. A later value takes the place of an earlier one.
+/// The image's variables, then the manifest's, then `config:`, then ours. A later value takes the place of an earlier
+/// one.
 fn environment(
     image: &[String],
+    manifest: &[Variable],
     own: &[(String, String)],
     worker: &str,
     engine_url: &str,
@@ -147,7 +188,8 @@ fn environment(
     let ours = ours.into_iter().chain(ENGINE_VARIABLES.map(|name| (name, engine_url)));
     let ours = ours.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut env: Vec<(String, String)> = Vec::new();
-    for (key, value) in image.chain(own.iter().cloned()).chain(ours) {
+    let manifest = manifest.iter().map(|variable| (variable.name.clone(), variable.value.clone()));
+    for (key, value) in image.chain(manifest).chain(own.iter().cloned()).chain(ours) {
         match env.iter_mut().find(|(k, _)| *k == key) {
             Some((_, old)) => *old = value,
             None => env.push((key, value)),
@@ -196,6 +238,14 @@ mod tests {
     use super::*;
     use crate::actors::worker::tests::{image, worker_config};
 
+    fn spec_of(
+        config: &WorkerConfig,
+        image: &Image,
+        around: Circumstances,
+    ) -> Result<MachineSpec, ErrorBody> {
+        machine_spec(config, &recipe(config)?, image, around)
+    }
+
     fn around() -> Circumstances {
         Circumstances {
             generation: 3,
@@ -207,7 +257,7 @@ mod tests {
     fn with_image(change: impl FnOnce(&mut ImageConfig)) -> MachineSpec {
         let mut image = image();
         change(&mut image.config);
-        machine_spec(&worker_config("w"), &image, around()).unwrap()
+        spec_of(&worker_config("w"), &image, around()).unwrap()
     }
 
     #[test]
@@ -231,7 +281,7 @@ mod tests {
         config.env = Ok(vec![("B".into(), "own".into()), ("III_WORKER_NAME".into(), "liar".into())]);
         let mut image = image();
         image.config.env = vec!["A=1".into(), "B=2".into(), "EMPTY".into(), "A=x=y".into()];
-        let spec = machine_spec(&config, &image, around()).unwrap();
+        let spec = spec_of(&config, &image, around()).unwrap();
         let env: Vec<String> = spec.process.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let path = format!("PATH={DEFAULT_PATH}");
         let url = "ws://localhost:49134";
@@ -264,7 +314,7 @@ mod tests {
             let config = crate::config::load::parse(&text, "c.yaml".as_ref(), &|_| None).unwrap();
             let mut image = image();
             image.config.env = vec!["III_URL=ws://evil:1".into(), "III_ENGINE_URL=x".into()];
-            let spec = machine_spec(&config.workers[0], &image, around()).unwrap();
+            let spec = spec_of(&config.workers[0], &image, around()).unwrap();
             assert_eq!(spec.engine.to_string(), engine, "{own}");
             for name in ["III_URL", "III_ENGINE_URL"] {
                 let values: Vec<_> = spec.process.env.iter().filter(|(key, _)| key == name).collect();
@@ -298,7 +348,7 @@ mod tests {
     fn a_machine_is_another_one_with_another_network_or_engine() {
         let spec = with_image(|_| {});
         let mut config = worker_config("w");
-        let hash = |config: &WorkerConfig| machine_spec(config, &image(), around()).unwrap().hash();
+        let hash = |config: &WorkerConfig| spec_of(config, &image(), around()).unwrap().hash();
         assert_eq!(hash(&config), spec.hash());
         config.network.egress = iii_protocol::network::Egress::None;
         assert_ne!(hash(&config), spec.hash());
@@ -317,9 +367,9 @@ mod tests {
     fn vcpus_are_bounded_by_the_host() {
         let mut config = worker_config("w");
         config.resources.cpus = 64;
-        assert_eq!(machine_spec(&config, &image(), around()).unwrap().resources.cpus, 4);
+        assert_eq!(spec_of(&config, &image(), around()).unwrap().resources.cpus, 4);
         config.resources.cpus = 0;
-        assert_eq!(machine_spec(&config, &image(), around()).unwrap().resources.cpus, 1);
+        assert_eq!(spec_of(&config, &image(), around()).unwrap().resources.cpus, 1);
     }
 
     #[test]
@@ -327,8 +377,7 @@ mod tests {
         let mut slow = around();
         slow.host.emulated = true;
         let mut config = worker_config("w");
-        let boot =
-            |config: &WorkerConfig, around| machine_spec(config, &image(), around).unwrap().boot_timeout_ms;
+        let boot = |config: &WorkerConfig, around| spec_of(config, &image(), around).unwrap().boot_timeout_ms;
         assert_eq!(boot(&config, around()), 30_000);
         assert_eq!(boot(&config, slow), 120_000);
         config.boot_timeout = Some(Duration::from_secs(5));
@@ -358,18 +407,51 @@ mod tests {
     }
 
     #[test]
+    fn a_project_is_run_in_its_workspace_and_the_configuration_wins_over_its_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = "name: other\nruntime: {kind: python, base_image: my/python}\nresources: {memory: 100, cpus: 3}\n\
+                        scripts: {setup: s, install: i, start: run}\nenv: {A: manifest, B: manifest, PATH: /m}\n";
+        std::fs::write(dir.path().join("iii.worker.yaml"), manifest).unwrap();
+        let mut config = worker_config("w");
+        config.source = Source::Local { path: dir.path().into(), exclude: vec!["*.log".into()] };
+        config.env = Ok(vec![("B".into(), "config".into())]);
+        let recipe = recipe(&config).unwrap();
+        assert_eq!(recipe.image, "my/python");
+        let mut image = image();
+        image.config =
+            ImageConfig { env: vec!["A=image".into(), "C=image".into()], user: "me".into(), ..image.config };
+        let spec = machine_spec(&config, &recipe, &image, around()).unwrap();
+        assert_eq!(spec.process.argv, ["/bin/sh", "-c", "run"]);
+        assert_eq!((&*spec.process.cwd, &*spec.process.user), ("/workspace", ""));
+        for (name, value) in
+            [("A", "manifest"), ("B", "config"), ("C", "image"), ("PATH", "/m"), ("III_WORKER_NAME", "w")]
+        {
+            assert!(
+                spec.process.env.contains(&(name.into(), value.into())),
+                "{name}: {:?}",
+                spec.process.env
+            );
+        }
+        assert_eq!((spec.resources.memory_mib, spec.resources.cpus), (100, 3));
+        let project = spec.project.clone().unwrap();
+        assert_eq!((project.setup.as_deref(), project.install.as_deref()), (Some("s"), Some("i")));
+        assert_eq!((project.exclude, project.base_image), (vec!["*.log".to_owned()], image.digest.clone()));
+        config.own_resources.memory_mib = Some(4096);
+        config.resources.memory_mib = 4096;
+        let other = machine_spec(&config, &recipe, &image, around()).unwrap();
+        assert_eq!((other.resources.memory_mib, other.resources.cpus), (4096, 3));
+    }
+
+    #[test]
     fn what_cannot_run_says_why() {
         let mut config = worker_config("w");
-        config.source = Source::Local { path: "/p".into() };
-        assert_eq!(
-            image_of(&config).unwrap_err().message,
-            "local projects are not supported by this version"
-        );
+        config.source = Source::Local { path: "/no/such/project".into(), exclude: Vec::new() };
+        assert!(recipe(&config).unwrap_err().message.contains("/no/such/project"));
         config.source = Source::None;
-        assert!(image_of(&config).unwrap_err().message.contains("neither"));
+        assert!(recipe(&config).unwrap_err().message.contains("neither"));
         let unset = ErrorBody { code: ErrorCode::BadConfig, message: "FOO is not set".into(), hint: None };
         config = worker_config("w");
         config.env = Err(unset.clone());
-        assert_eq!(image_of(&config), Err(unset));
+        assert_eq!(recipe(&config), Err(unset));
     }
 }

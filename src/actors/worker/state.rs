@@ -11,6 +11,8 @@
 //!                                                     Stopped    Failed
 //! ```
 //!
+//! A machine whose project could not be made ready goes from Booting to Unready, which ends as Running does.
+//!
 //! Before anything else a worker is *claimed*: its record is read and the machine an earlier daemon
 //! may have left is taken over.
 
@@ -148,6 +150,13 @@ pub enum State {
         deadline: Moment,
         /// How often it was killed since, for not keeping the deadline.
         kills: u32,
+        /// How far its project is, if it waits for that.
+        detail: Option<String>,
+    },
+    /// There is a machine, up for a look; its project could not be made ready, so its workload does not run.
+    Unready {
+        /// Why.
+        cause: ErrorBody,
     },
     /// The workload runs.
     Running {
@@ -410,7 +419,7 @@ impl Worker {
             State::Stopping(_) => Phase::Stopping,
             State::Backoff { crash_loop: false, .. } => Phase::Backoff,
             State::Backoff { crash_loop: true, .. } => Phase::CrashLoop,
-            State::Failed { .. } => Phase::Failed,
+            State::Unready { .. } | State::Failed { .. } => Phase::Failed,
         }
     }
 }
@@ -419,8 +428,12 @@ impl State {
     /// When [`Input::Tick`] is due.
     pub fn next_tick(&self) -> Option<Instant> {
         match self {
-            State::Stopped | State::Preparing(_) | State::Running { .. } | State::Failed { .. } => None,
-            State::Booting { deadline, kills } => {
+            State::Stopped
+            | State::Preparing(_)
+            | State::Unready { .. }
+            | State::Running { .. }
+            | State::Failed { .. } => None,
+            State::Booting { deadline, kills, .. } => {
                 (*kills < KILL_TRIES).then(|| deadline.mono + BOOT_MARGIN + KILL_INTERVAL * *kills)
             }
             State::Stopping(stopping) => match stopping.patience {

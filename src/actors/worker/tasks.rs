@@ -15,9 +15,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::board::PROGRESS_INTERVAL;
 use super::durable::StateError;
 use super::messages::{Claimed, Kit, Left, Surroundings, WorkerMsg};
+use super::plan::{self, Recipe};
 use super::state::{Failure, Remedy};
 use crate::actors::image_puller::{PROGRESS_QUEUE, PullerMsg, Waiter};
 use crate::actors::progress::Progress;
+use crate::config::schema::WorkerConfig;
 use crate::image::types::Image;
 use crate::vm::launcher::{Adoption, Launcher, Machine};
 use crate::vm::spec::MachineSpec;
@@ -54,12 +56,7 @@ fn too_slow(what: &str, limit: Duration) -> ErrorBody {
 }
 
 /// Reads the worker's record and takes over what an earlier daemon left.
-pub(super) async fn claim(
-    worker: String,
-    reference: Option<String>,
-    kit: Kit,
-    around: Surroundings,
-) -> Result<Claimed, Failure> {
+pub(super) async fn claim(config: WorkerConfig, kit: Kit, around: Surroundings) -> Result<Claimed, Failure> {
     // An earlier actor's launch may still be under way; its machine is found only when it is through.
     let _gate = kit.gate.clone().lock_owned().await;
     let record = kit.store.load().await.map_err(|error| Failure {
@@ -70,13 +67,13 @@ pub(super) async fn claim(
             StateError::Path(_) => Remedy::Retry,
         },
     })?;
-    let (launcher, ring) = (around.launcher.clone(), kit.ring.clone());
+    let (launcher, ring, worker) = (around.launcher.clone(), kit.ring.clone(), config.name.clone());
     let adopt = guarded(async move {
         match launcher.adopt(&worker, ring).await? {
             Adoption::Nothing => Ok(Left::Nothing),
             Adoption::Ended(exit) => Ok(Left::Ended(exit)),
             Adoption::Running(mut machine) => match machine.events.recv().await {
-                Some(status) => Ok(Left::Running { status: Box::new(status), machine, image: None }),
+                Some(status) => Ok(Left::Running { status: Box::new(status), machine, wanted: None }),
                 None => Err(internal("a running machine was found, but its shim does not answer")),
             },
         }
@@ -86,14 +83,25 @@ pub(super) async fn claim(
         Err(_) => Err(too_slow("looking for a running machine", CLAIM_TIMEOUT)),
     };
     let left = left.map_err(|error| Failure { what: "adopt", error, remedy: Remedy::Retry })?;
-    let left = match (left, reference) {
-        (Left::Running { status, machine, .. }, Some(reference)) => {
-            let image = lookup(&around, &reference).await.map(|image| (reference, image));
-            Left::Running { status, machine, image }
+    let left = match left {
+        Left::Running { status, machine, .. } => {
+            let wanted = match recipe(config).await {
+                Ok(recipe) => lookup(&around, &recipe.image).await.map(|image| Box::new((recipe, image))),
+                Err(_) => None,
+            };
+            Left::Running { status, machine, wanted }
         }
-        (left, _) => left,
+        left => left,
     };
     Ok(Claimed { record, left })
+}
+
+/// What the worker is made of; a project is read for it.
+pub(super) async fn recipe(config: WorkerConfig) -> Result<Recipe, ErrorBody> {
+    match tokio::task::spawn_blocking(move || plan::recipe(&config)).await {
+        Ok(recipe) => recipe,
+        Err(join) => Err(internal(&format!("a task ended abnormally: {join}"))),
+    }
 }
 
 async fn lookup(around: &Surroundings, reference: &str) -> Option<Image> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_protocol::api::Resources;
+use iii_protocol::api::{ResourceHints, Resources};
 use iii_protocol::network::Network;
 
 use crate::config::engine::EngineUrl;
@@ -19,6 +19,7 @@ pub fn worker_config(name: &str) -> WorkerConfig {
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 256, cpus: 1, disk_bytes: 1 << 30 },
+        own_resources: ResourceHints::default(),
         network: Network::default(),
         restart: RestartConfig {
             policy: RestartPolicy::UnlessStopped,

@@ -1,32 +1,51 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::path::Path;
 
-use iii_protocol::api::{
-    ErrorBody, ErrorCode, PullEvent, PullRequest, PulledImage, ReloadReply, StopRequest, WorkerStatus,
-};
+use iii_protocol::api::{ErrorBody, ErrorCode, ReloadReply, StopRequest, WorkerStatus};
 
+use super::add_local::add_project;
 use super::dry_run::{dry_run, is_local};
-use super::{Tally, wait_stopped, wait_until};
+use super::pull::pull;
+use super::scripts::Scripts;
+use super::{Tally, wait_started, wait_stopped};
 use crate::cli::args::AddArgs;
 use crate::cli::client::{Client, ClientError, worker_path};
 use crate::cli::context::Context;
 use crate::cli::exit::Failure;
 use crate::cli::offline::{ended_machine, is_machine_running};
 use crate::cli::output::Printer;
-use crate::cli::progress::PullProgress;
-use crate::cli::wait::StartWait;
 use crate::config::edit::{AddMode, NewEntry, add_worker, edit_file};
 use crate::config::load;
-use crate::config::locate::STARTER;
 use crate::config::resources::usable_hints;
 use crate::config::schema::{Source, WorkerConfig};
 use crate::fsutil::PathError;
 use crate::image::reference::{Reference, default_worker_name};
-use crate::image::store::{ImageStore, PullPolicy, RegistrySettings};
 
 /// Variables of an image that describe the image, not the worker: never written into config.yaml.
 const SYSTEM_VARIABLES: [&str; 5] = ["PATH", "HOME", "HOSTNAME", "LANG", "TERM"];
+/// What `--force` deletes in the worker's managed folder, from the last to the first: `vm::scratch::OF_THE_DISK`, which
+/// commands may not name.
+const OF_THE_DISK: [&str; 3] = ["scratch.ext4", "files", "installed.json"];
+
+/// What all workers of one `add` have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Adding<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) args: &'a AddArgs,
+    /// If one runs.
+    pub(super) daemon: Option<&'a Client>,
+}
+
+/// What a worker is to be made from.
+#[derive(Clone, Copy)]
+pub(super) enum New<'a> {
+    /// A reference, as it was typed.
+    Image(&'a str),
+    /// A folder, canonical.
+    Project(&'a Path),
+}
 
 /// `iii worker add`: one after the other; a failure does not undo or keep back the others.
 pub async fn add(ctx: &Context, args: &AddArgs, printer: &mut Printer) -> Result<(), Failure> {
@@ -45,83 +64,134 @@ pub async fn add(ctx: &Context, args: &AddArgs, printer: &mut Printer) -> Result
     }
     let daemon = ctx.client();
     let daemon = daemon.is_daemon_running().await?.then_some(daemon);
+    let adding = Adding { ctx, args, daemon: daemon.as_ref() };
     let mut tally = Tally::of(args.references.len());
     for reference in &args.references {
-        let added = add_one(ctx, args, reference, daemon.as_ref(), printer).await;
+        let added = match is_local(reference) {
+            true => add_project(adding, reference, printer).await,
+            false => add_image(adding, reference, printer).await,
+        };
         tally.note(printer, added);
     }
     tally.result()
 }
 
-async fn add_one(
-    ctx: &Context,
-    args: &AddArgs,
-    reference: &str,
-    daemon: Option<&Client>,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
-    let name = worker_name(args, reference)?;
-    // All that can be wrong without the image is found before it is pulled.
-    let known = ctx.load_or_empty()?;
-    let known = known.as_ref().and_then(|config| config.workers.iter().find(|w| w.name == name));
-    if let Some(known) = known.filter(|_| !args.force) {
-        return Err(exists(known, reference));
+async fn add_image(adding: Adding<'_>, reference: &str, printer: &mut Printer) -> Result<(), Failure> {
+    let name = worker_name(adding.args, reference)?;
+    let known = adding.check(&name, New::Image(reference))?;
+    let pulled = pull(adding, reference, printer).await?;
+    let (resources, unusable) = usable_hints(pulled.resources);
+    for warning in pulled.warnings.iter().chain(&unusable) {
+        printer.warn(&format!("{name}: {warning}"));
     }
-    if args.force && daemon.is_none() {
-        refuse_if_running(ctx, &name)?;
+    let image = Some(reference.to_owned());
+    let entry = NewEntry { name, image, resources, config: config_of(&pulled.env), ..NewEntry::default() };
+    adding.put(&entry, known.is_some(), printer).await
+}
+
+impl Adding<'_> {
+    /// What the worker's entry says now, if there is one and it may be replaced. All that can be wrong without the
+    /// image is to be found before it is pulled.
+    pub(super) fn check(self, name: &str, new: New<'_>) -> Result<Option<WorkerConfig>, Failure> {
+        let config = self.ctx.load_or_empty()?;
+        let known = config.and_then(|config| config.workers.into_iter().find(|worker| worker.name == name));
+        if let Some(known) = known.as_ref().filter(|_| !self.args.force) {
+            return Err(exists(known, new));
+        }
+        if self.args.force && self.daemon.is_none() {
+            refuse_if_running(self.ctx, name)?;
+        }
+        Ok(known)
     }
-    let image = pull(ctx, args, reference, daemon, printer).await?;
-    if args.force {
-        wipe(ctx, &name, daemon, known.is_some(), printer).await?;
+
+    /// Writes the entry and has the worker started, with `--force` from scratch. `known` is whether there was one of
+    /// that name.
+    pub(super) async fn put(
+        self,
+        entry: &NewEntry,
+        known: bool,
+        printer: &mut Printer,
+    ) -> Result<(), Failure> {
+        let (ctx, name) = (self.ctx, &entry.name);
+        if self.args.force {
+            wipe(ctx, name, self.daemon.filter(|_| known), printer).await?;
+        }
+        let new_file = !ctx.config.exists();
+        edit_file(&ctx.config, |text| add_worker(text, entry, self.mode()).map(Some))
+            .map_err(|e| Failure::from(ErrorBody::from(&e)))?;
+        if new_file {
+            printer.say(&format!("created {}", ctx.config.display()));
+        }
+        match self.daemon {
+            Some(daemon) => bring_up(daemon, name, self.args.no_wait, printer).await,
+            None => {
+                printer.say(&format!("{name}: added; it starts with `iii`"));
+                Ok(())
+            }
+        }
     }
-    write_entry(ctx, args, reference, &name, &image, printer)?;
-    match daemon {
-        Some(daemon) => bring_up(daemon, &name, args.no_wait, printer).await,
-        None => {
-            printer.say(&format!("{name}: added; it starts with `iii`"));
-            Ok(())
+
+    /// What to do with an entry that is there.
+    pub(super) fn mode(self) -> AddMode {
+        match (self.args.force, self.args.reset_config) {
+            (false, _) => AddMode::Fail,
+            (true, false) => AddMode::Replace,
+            (true, true) => AddMode::Reset,
         }
     }
 }
 
-/// The name the worker gets; says what is wrong with the reference.
+/// The name that a worker of an image gets; says what is wrong with the reference.
 fn worker_name(args: &AddArgs, reference: &str) -> Result<String, Failure> {
-    if is_local(reference) {
-        return Err(Failure::usage(format!(
-            "`{reference}` is a local path, and local projects are not supported by this version yet"
-        ))
-        .hint(
-            "build an image of it, push it to a registry, and add that; `--dry-run` shows what will be run",
-        ));
-    }
     let parsed = parse(reference)?;
     let name = args.name.clone().unwrap_or_else(|| default_worker_name(&parsed));
-    load::check_name(&name).map_err(|e| Failure::usage(e).hint("choose another one with `--name`"))?;
+    check_name(&name)?;
     Ok(name)
 }
 
-fn parse(reference: &str) -> Result<Reference, Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
+    load::check_name(name).map_err(|e| Failure::usage(e).hint("choose another one with `--name`"))
+}
+
+pub(super) fn parse(reference: &str) -> Result<Reference, Failure> {
     reference.parse::<Reference>().map_err(|e| {
         Failure::usage(e.to_string()).hint("a reference looks like `redis:7` or `ghcr.io/org/name:1.0.0`")
     })
 }
 
-fn exists(known: &WorkerConfig, reference: &str) -> Failure {
-    let name = &known.name;
-    match &known.source {
-        Source::Oci { image } if image == reference => {
-            Failure::failed(format!("`{name}` is in the config file already, with this image"))
-                .hint("`--force` pulls it again and starts it from scratch")
-        }
-        Source::Oci { image } => {
-            Failure::failed(format!("there is a worker `{name}` already, of the image {image}"))
-                .hint("choose another name with `--name`, or replace its image with `--force`")
-        }
-        Source::Local { .. } | Source::None => {
-            Failure::failed(format!("there is a worker `{name}` already, which is not of an image"))
-                .hint("choose another name with `--name`, or replace it with `--force`")
-        }
+/// Whether it is the project in this folder, which is canonical, however it is written.
+pub(super) fn is_of(source: &Source, folder: &Path) -> bool {
+    match source {
+        Source::Local { path, .. } => path == folder || path.canonicalize().is_ok_and(|path| path == folder),
+        Source::Oci { .. } | Source::None => false,
     }
+}
+
+fn exists(known: &WorkerConfig, new: New<'_>) -> Failure {
+    let name = &known.name;
+    let same = match (&known.source, new) {
+        (Source::Oci { image }, New::Image(reference)) => image == reference,
+        (source, New::Project(folder)) => is_of(source, folder),
+        (Source::Local { .. } | Source::None, New::Image(_)) => false,
+    };
+    let (made_of, hint) = match (&known.source, new) {
+        (Source::Oci { .. }, _) if same => {
+            return Failure::failed(format!("`{name}` is in the config file already, with this image"))
+                .hint("`--force` pulls it again and starts it from scratch");
+        }
+        (Source::Local { .. }, _) if same => {
+            return Failure::failed(format!("`{name}` is in the config file already, with this folder"))
+                .hint(format!(
+                    "`iii worker restart {name}` copies what has changed; `--force` installs it from scratch"
+                ));
+        }
+        (Source::Oci { image }, New::Image(_)) => (format!("of the image {image}"), "replace its image"),
+        (Source::Oci { image }, New::Project(_)) => (format!("of the image {image}"), "replace it"),
+        (Source::Local { path, .. }, _) => (format!("of the project {}", path.display()), "replace it"),
+        (Source::None, _) => ("of neither an image nor a project".to_owned(), "replace it"),
+    };
+    Failure::failed(format!("there is a worker `{name}` already, {made_of}"))
+        .hint(format!("choose another name with `--name`, or {hint} with `--force`"))
 }
 
 fn refuse_if_running(ctx: &Context, name: &str) -> Result<(), Failure> {
@@ -132,74 +202,15 @@ fn refuse_if_running(ctx: &Context, name: &str) -> Result<(), Failure> {
         .hint("start `iii`, which takes it over, then try again"))
 }
 
-async fn pull(
-    ctx: &Context,
-    args: &AddArgs,
-    reference: &str,
-    daemon: Option<&Client>,
-    printer: &mut Printer,
-) -> Result<PulledImage, Failure> {
-    let request = PullRequest { reference: reference.to_owned(), force: args.force };
-    let mut progress = PullProgress::new(printer.err_style);
-    let pulled = match daemon {
-        Some(daemon) => pull_there(daemon, &request, &mut progress, printer).await,
-        None => pull_here(ctx, request, &mut progress, printer).await,
-    };
-    progress.finish();
-    pulled
-}
-
-async fn pull_there(
-    daemon: &Client,
-    request: &PullRequest,
-    progress: &mut PullProgress,
-    printer: &mut Printer,
-) -> Result<PulledImage, Failure> {
-    let mut events = daemon.post_lines("/v1/images/pull", request).await?;
-    while let Some(event) = events.next_json::<PullEvent>().await? {
-        progress.event(printer, &event);
-        match event {
-            PullEvent::Done { image } => return Ok(image),
-            PullEvent::Failed { error } => return Err(error.into()),
-            PullEvent::Resolved { .. } | PullEvent::Layer { .. } | PullEvent::Building { .. } => {}
-        }
-    }
-    Err(ClientError::Gone("it ended during the pull".to_owned()).into())
-}
-
-async fn pull_here(
-    ctx: &Context,
-    request: PullRequest,
-    progress: &mut PullProgress,
-    printer: &mut Printer,
-) -> Result<PulledImage, Failure> {
-    // A file that is still to be written has its defaults and what the environment says.
-    let config = match ctx.load_or_empty()? {
-        Some(config) => config,
-        None => load::parse(STARTER, &ctx.config, &|name| std::env::var(name).ok())
-            .map_err(|e| Failure::from(ErrorBody::from(&e)))?,
-    };
-    let reference = parse(&request.reference)?;
-    let policy = if request.force { PullPolicy::Always } else { PullPolicy::IfMissing };
-    let mirrors = config.mirrors();
-    let settings = RegistrySettings { insecure: config.insecure_registries, mirrors };
-    let store = ImageStore::new(&ctx.home);
-    let tell = |event| progress.event(printer, &event);
-    let pulled = store.ensure_telling(&reference, policy, &settings, tell).await;
-    let image = PulledImage::from(&pulled.map_err(|e| Failure::from(ErrorBody::from(&e)))?);
-    progress.event(printer, &PullEvent::Done { image: image.clone() });
-    Ok(image)
-}
-
-/// `--force`: the worker begins from scratch, so its machine ends first and its disk goes.
+/// `--force`: the worker begins from scratch, so its machine ends first and its disk goes. `daemon` is the one that
+/// knows it.
 async fn wipe(
     ctx: &Context,
     name: &str,
     daemon: Option<&Client>,
-    known: bool,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
-    let stopped = match daemon.filter(|_| known) {
+    let stopped = match daemon {
         None => false,
         Some(daemon) => {
             match daemon.post::<WorkerStatus>(&worker_path(name, "stop"), &StopRequest::default()).await {
@@ -220,42 +231,16 @@ async fn wipe(
         refuse_if_running(ctx, name)?;
         None
     };
-    let scratch = ctx.home.managed(name).join("scratch.ext4");
-    match fs::remove_file(&scratch) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(PathError::new("delete", &scratch)(e).into()),
-        _ => Ok(()),
-    }
-}
-
-fn write_entry(
-    ctx: &Context,
-    args: &AddArgs,
-    reference: &str,
-    name: &str,
-    image: &PulledImage,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
-    let (resources, unusable) = usable_hints(image.resources);
-    for warning in image.warnings.iter().chain(&unusable) {
-        printer.warn(&format!("{name}: {warning}"));
-    }
-    let entry = NewEntry {
-        name: name.to_owned(),
-        image: Some(reference.to_owned()),
-        worker_path: None,
-        resources,
-        config: config_of(&image.env),
-    };
-    let mode = match (args.force, args.reset_config) {
-        (false, _) => AddMode::Fail,
-        (true, false) => AddMode::Replace,
-        (true, true) => AddMode::Reset,
-    };
-    let new_file = !ctx.config.exists();
-    edit_file(&ctx.config, |text| add_worker(text, &entry, mode).map(Some))
-        .map_err(|e| Failure::from(ErrorBody::from(&e)))?;
-    if new_file {
-        printer.say(&format!("created {}", ctx.config.display()));
+    let folder = ctx.home.managed(name);
+    // What is noted of the disk goes before it: a wipe that is cut short must not leave notes of a new one.
+    for file in OF_THE_DISK.iter().rev() {
+        let path = folder.join(file);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(PathError::new("delete", &path)(e).into());
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -283,8 +268,8 @@ async fn bring_up(daemon: &Client, name: &str, no_wait: bool, printer: &mut Prin
         printer.say(&format!("{name}: added, {}", accepted.phase));
         return Ok(());
     }
-    let wait = StartWait::new(&accepted);
-    let how = wait_until(daemon, name, printer, |status| wait.judge(status)).await?;
+    let scripts = Scripts::follow(daemon, &accepted).await;
+    let how = wait_started(daemon, &accepted, scripts, printer).await?;
     printer.say(&format!("{name}: added, {how}"));
     Ok(())
 }
@@ -313,11 +298,52 @@ mod tests {
         assert_eq!(worker_name(&args(Some("a b")), "nginx").unwrap_err().code(), 2);
     }
 
+    fn known(fields: &str) -> WorkerConfig {
+        let text = format!("workers: [{{name: web, {fields}}}]");
+        load::parse(&text, Path::new("config.yaml"), &|_| None).unwrap().workers.remove(0)
+    }
+
     #[test]
-    fn a_local_path_is_told_apart_from_an_image() {
-        for path in ["./project", "/srv/project", "~/project"] {
-            let text = worker_name(&args(None), path).unwrap_err().text().unwrap();
-            assert!(text.contains("local projects are not supported"), "{text}");
+    fn what_is_there_already_is_told_with_what_can_be_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        let link = real.join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let here = format!("worker_path: {}", real.display());
+        let linked = format!("worker_path: {}", link.display());
+        let (image, project) = (New::Image("nginx:1"), New::Project(&real));
+        for (fields, new, told, hint) in [
+            ("image: \"nginx:1\"", image, "already, with this image", "pulls it again"),
+            ("image: \"nginx:2\"", image, "of the image nginx:2", "replace its image with `--force`"),
+            ("image: \"nginx:1\"", project, "of the image nginx:1", "replace it with `--force`"),
+            (here.as_str(), project, "already, with this folder", "`--force` installs it from scratch"),
+            (linked.as_str(), project, "already, with this folder", "`iii worker restart web`"),
+            ("worker_path: /other", project, "of the project /other", "replace it with `--force`"),
+            ("worker_path: /other", image, "of the project /other", "`--name`"),
+            ("restart: never", image, "of neither an image nor a project", "`--name`"),
+        ] {
+            let text = exists(&known(fields), new).text().unwrap();
+            assert!(text.contains(told) && text.contains(hint), "{fields}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wipe_takes_the_disk_and_what_is_noted_of_it() {
+        assert_eq!(OF_THE_DISK, crate::vm::scratch::OF_THE_DISK);
+        let dir = tempfile::tempdir().unwrap();
+        let home = crate::home::Home::at(dir.path().join("home"));
+        let ctx = Context::new(home, &dir.path().join("config.yaml")).unwrap();
+        let folder = ctx.home.managed("web");
+        fs::create_dir_all(&folder).unwrap();
+        for name in OF_THE_DISK.iter().chain(&["state.json"]) {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        let mut printer = Printer::to(io::sink(), io::sink());
+        for _ in 0..2 {
+            wipe(&ctx, "web", None, &mut printer).await.unwrap();
+            let left: Vec<_> =
+                fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, ["state.json"]);
         }
     }
 

@@ -19,7 +19,8 @@ use crate::cli::context::Context;
 use crate::cli::copy::{Passed, Side, Sink, Spring, local_source, side};
 use crate::cli::exit::{Failure, of_signal};
 use crate::cli::output::Printer;
-use crate::cli::session::{self, OpenError, Output, Session};
+use crate::cli::session::{self, OpenError};
+use crate::session::{Input, Output, Session};
 
 /// How long a copy takes before it is worth showing.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
@@ -149,7 +150,7 @@ async fn carry(
     }
 }
 
-fn work(host: Host, input: session::Input, output: Output, passed: Passed) -> (Done, Vec<String>) {
+fn work(host: Host, input: Input, output: Output, passed: Passed) -> (Done, Vec<String>) {
     let mut warnings = Vec::new();
     let local = |error: String| Failure::failed(format!("on this host: {error}"));
     let done = match host {

@@ -46,23 +46,32 @@ fn show(args: &AddArgs, path: &str, printer: &mut Printer) -> Result<(), Failure
         return Ok(printer.json(&Shown::new(&folder, &plan, &files))?);
     }
     printer.print(&sourced_table(&facts(&folder, &plan, &files)))?;
+    remark(&plan, &files, args.dry_run, printer);
+    Ok(())
+}
+
+/// What should be known about a project before it is run, or before it would be.
+pub(super) fn remark(plan: &Plan, files: &Files, dry_run: bool, printer: &mut Printer) {
+    let (is_not, all) = match dry_run {
+        true => ("would not be", "`--json` lists them all"),
+        false => ("is not", "`--dry-run --json` lists them all"),
+    };
     for warning in &plan.warnings {
         printer.warn(warning);
     }
     for (path, why) in files.skipped.iter().take(MAX_SHOWN_PATHS) {
-        printer.warn(&format!("{} {why}: it would not be copied", shown(path)));
+        printer.warn(&format!("{} {why}: it {is_not} copied", shown(path)));
     }
     if let Some(more) = files.skipped.len().checked_sub(MAX_SHOWN_PATHS).filter(|more| *more > 0) {
-        printer.warn(&format!("{more} more cannot be copied; `--json` lists them all"));
+        printer.warn(&format!("{more} more cannot be copied; {all}"));
     }
     for note in &plan.notes {
         printer.say(&format!("note: {note}"));
     }
-    Ok(())
 }
 
 /// The folder as it is really called, so that `.` has a name; one that is not there is told later.
-fn folder(path: &str) -> Result<PathBuf, Failure> {
+pub(super) fn folder(path: &str) -> Result<PathBuf, Failure> {
     let path = expand_home(path, std::env::var("HOME").ok());
     match path.canonicalize() {
         Ok(real) => Ok(real),

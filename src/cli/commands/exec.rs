@@ -15,10 +15,11 @@ use crate::cli::exit::{CANNOT_EXECUTE, Failure, NOT_FOUND, SESSION_FAILED, TIMED
 use crate::cli::loss;
 use crate::cli::offline::is_machine_running;
 use crate::cli::output::Printer;
-use crate::cli::session::{self, Control, Ending, Input, Lost, OpenError, Session};
+use crate::cli::session::{self, OpenError};
 use crate::cli::signals::{Came, Escalation, Signals};
 use crate::cli::stdio::{self, Copied};
 use crate::cli::terminal::{self, RawMode, Streams};
+use crate::session::{Control, Ending, Input, Lost, Session};
 
 /// How long after `--timeout` the guest may take to say so, before it is taken for hung.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(5);

@@ -16,7 +16,7 @@ pub async fn logs(ctx: &Context, args: &LogsArgs, printer: &mut Printer) -> Resu
     let since = args.since.map(|since| since.resolve(Timestamp::now()));
     let (follow, tail, previous, events) = (args.follow, args.tail, args.previous, args.events);
     let query = LogsQuery { follow, tail, since, previous, events };
-    let mut show = Show { json: args.json, timestamps: args.timestamps, open: [false; 2] };
+    let mut show = Show::new(args.json, args.timestamps);
     let mut lines = match ctx.client().get_lines(&logs_path(&args.name, &query)).await {
         Ok(lines) => lines,
         Err(ClientError::NoDaemon) => return from_disk(ctx, args, &query, show, printer),
@@ -76,27 +76,50 @@ fn from_disk(
 struct Show {
     json: bool,
     timestamps: bool,
-    /// Whether the stream's last record was a part of a line: no time before the next one.
-    open: [bool; 2],
+    /// The streams whose last record was a part of a line: no time and no mark before the next one.
+    open: Vec<Stream>,
 }
 
 impl Show {
+    fn new(json: bool, timestamps: bool) -> Show {
+        Show { json, timestamps, open: Vec::new() }
+    }
+
     fn record(&mut self, record: &LogRecord, printer: &mut Printer) -> io::Result<()> {
         if self.json {
             return printer.write(&record.to_line());
         }
-        let open = &mut self.open[usize::from(record.stream == Stream::Stderr)];
-        let begins = !std::mem::replace(open, !record.bytes.ends_with(b"\n"));
-        let mut bytes = Vec::with_capacity(record.bytes.len() + 32);
+        let mut bytes = Vec::with_capacity(record.bytes.len() + 64);
+        if self.end_script(record.stream) {
+            bytes.push(b'\n');
+        }
+        let begins = !self.open.contains(&record.stream);
+        self.open.retain(|stream| *stream != record.stream);
+        if !record.bytes.ends_with(b"\n") {
+            self.open.push(record.stream);
+        }
         if self.timestamps && begins {
             bytes.extend(format!("{:.6} ", record.ts).bytes());
+        }
+        if let Some(mark) = printer.err_style.mark(record.stream).filter(|_| begins) {
+            bytes.extend(mark.bytes());
         }
         bytes.extend_from_slice(&record.bytes);
         match record.stream {
             // Events are never among what the worker wrote, so they need no stream of their own.
             Stream::Stdout | Stream::Event => printer.write(&bytes),
-            Stream::Stderr => printer.write_error(&bytes),
+            Stream::Stderr | Stream::Setup | Stream::Install => printer.write_error(&bytes),
         }
+    }
+
+    /// Whether a script's last line, on stderr too, was left without its end: `next` does not go on with it.
+    fn end_script(&mut self, next: Stream) -> bool {
+        let is_left = |stream: Stream| matches!(stream, Stream::Setup | Stream::Install) && stream != next;
+        let before = self.open.len();
+        if !matches!(next, Stream::Stdout | Stream::Event) {
+            self.open.retain(|stream| !is_left(*stream));
+        }
+        self.open.len() < before
     }
 }
 
@@ -113,7 +136,7 @@ mod tests {
     fn streams_stay_apart_and_parts_of_a_line_get_one_time() {
         let (out, err) = (Captured::default(), Captured::default());
         let mut printer = Printer::to(out.clone(), err.clone());
-        let mut show = Show { json: false, timestamps: true, open: [false; 2] };
+        let mut show = Show::new(false, true);
         for (stream, text) in [
             (Stream::Stdout, &b"one "[..]),
             (Stream::Stderr, b"oops\n"),
@@ -129,10 +152,39 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_scripts_are_marked_and_go_to_stderr() {
+        let (out, err) = (Captured::default(), Captured::default());
+        let mut printer = Printer::to(out.clone(), err.clone());
+        let mut show = Show::new(false, false);
+        for (stream, text) in [
+            (Stream::Setup, &b"get "[..]),
+            (Stream::Setup, b"tools\n"),
+            (Stream::Setup, b"no end"),
+            (Stream::Install, b"added 3 packages\n"),
+            (Stream::Install, b"done?"),
+            (Stream::Stdout, b"hello\n"),
+            (Stream::Stderr, b"oops\n"),
+        ] {
+            show.record(&record(stream, text), &mut printer).unwrap();
+        }
+        printer.flush().unwrap();
+        assert_eq!(out.text(), "hello\n");
+        assert_eq!(
+            err.text(),
+            "setup | get tools\nsetup | no end\ninstall | added 3 packages\ninstall | done?\noops\n"
+        );
+        let json = Captured::default();
+        let mut printer = Printer::to(json.clone(), io::sink());
+        Show::new(true, false).record(&record(Stream::Setup, b"x\n"), &mut printer).unwrap();
+        printer.flush().unwrap();
+        assert!(json.text().contains(r#""stream":"setup""#), "{}", json.text());
+    }
+
+    #[test]
     fn bytes_that_are_no_text_come_out_as_they_went_in() {
         let out = Captured::default();
         let mut printer = Printer::to(out.clone(), io::sink());
-        let mut show = Show { json: false, timestamps: false, open: [false; 2] };
+        let mut show = Show::new(false, false);
         show.record(&record(Stream::Stdout, b"\xff\x00\n"), &mut printer).unwrap();
         printer.flush().unwrap();
         assert_eq!(out.bytes(), b"\xff\x00\n");

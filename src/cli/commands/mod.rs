@@ -1,14 +1,17 @@
 //! One function per command: ask, print, return how it went.
 
 mod add;
+mod add_local;
 mod cp;
 mod daemon;
 mod dry_run;
 mod exec;
 mod list;
 mod logs;
+mod pull;
 mod remove;
 mod restart;
+mod scripts;
 mod start;
 mod status;
 mod stop;
@@ -35,18 +38,29 @@ use super::exit::Failure;
 use super::output::Printer;
 use super::progress::WaitProgress;
 use super::wait::{StartWait, Verdict, judge_stop};
+use scripts::{MAX_FOLLOWED, Scripts};
 
-/// Follows a worker's changes until `judge` knows the answer, and returns its words.
+/// Follows a worker's changes until `judge` knows the answer, and returns its words. Meanwhile what its project's
+/// scripts write is shown.
 async fn wait_until(
     client: &Client,
     name: &str,
     printer: &mut Printer,
+    mut scripts: Scripts,
     judge: impl Fn(&WorkerStatus) -> Verdict,
 ) -> Result<String, Failure> {
     let mut changes = client.get_lines(&worker_path(name, "watch")).await?;
     let mut progress = WaitProgress::new(printer.err_style);
     let answer = loop {
-        let status = match changes.next_json::<WorkerStatus>().await {
+        let change = tokio::select! {
+            biased;
+            change = changes.next_json::<WorkerStatus>() => change,
+            line = scripts.next() => {
+                progress.above(|| printer.script_line(&line));
+                continue;
+            }
+        };
+        let status = match change {
             Ok(Some(status)) => status,
             Ok(None) => break Err(why_no_more(client, name).await),
             Err(e) => break Err(e.into()),
@@ -58,8 +72,20 @@ async fn wait_until(
             Verdict::Failed(error) => break Err(error.into()),
         }
     };
+    scripts.finish(client, name, |line| progress.above(|| printer.script_line(line))).await;
     progress.finish();
     answer
+}
+
+/// Waits until a worker runs whose start was accepted.
+async fn wait_started(
+    client: &Client,
+    accepted: &WorkerStatus,
+    scripts: Scripts,
+    printer: &mut Printer,
+) -> Result<String, Failure> {
+    let wait = StartWait::new(accepted);
+    wait_until(client, &accepted.name, printer, scripts, |status| wait.judge(status)).await
 }
 
 /// A stream of changes has come to its end: the worker is gone, or the daemon is.
@@ -75,7 +101,7 @@ async fn why_no_more(client: &Client, name: &str) -> Failure {
 
 /// Waits until a worker that was told to stop has stopped.
 async fn wait_stopped(client: &Client, name: &str, printer: &mut Printer) -> Result<String, Failure> {
-    wait_until(client, name, printer, judge_stop).await
+    wait_until(client, name, printer, Scripts::none(), judge_stop).await
 }
 
 /// Says how each of several went, in order; a failure does not keep the others from their turn.
@@ -148,13 +174,24 @@ async fn post_and_await_start(
     printer: &mut Printer,
 ) -> Result<(), Failure> {
     let mut tally = Tally::of(names.len());
-    for accepted in post_each(ctx, names, verb, body, printer, &mut tally).await {
-        if no_wait {
-            printer.say(&format!("{}: {}", accepted.name, accepted.phase));
-            continue;
-        }
-        let wait = StartWait::new(&accepted);
-        let answer = wait_until(&ctx.client(), &accepted.name, printer, |status| wait.judge(status)).await;
+    let client = ctx.client();
+    let all = post_each(ctx, names, verb, body, printer, &mut tally).await;
+    if no_wait {
+        all.iter().for_each(|accepted| printer.say(&format!("{}: {}", accepted.name, accepted.phase)));
+        return tally.result();
+    }
+    // All start side by side: what one writes while another is waited for is kept for its turn.
+    let mut followed = Vec::new();
+    for accepted in all.iter().filter(|accepted| Scripts::may_come(accepted)).take(MAX_FOLLOWED) {
+        followed.push((&accepted.name, Scripts::follow(&client, accepted).await));
+    }
+    let mut followed = followed.into_iter().peekable();
+    for accepted in &all {
+        let scripts = match followed.next_if(|(name, _)| *name == &accepted.name) {
+            Some((_, scripts)) => scripts,
+            None => Scripts::follow(&client, accepted).await,
+        };
+        let answer = wait_started(&client, accepted, scripts, printer).await;
         let told = answer.map(|how| printer.say(&format!("{}: {how}", accepted.name)));
         tally.note(printer, told);
     }

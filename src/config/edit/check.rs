@@ -1,5 +1,7 @@
 //! The guarantee: an edited text says what was wanted, and everything else as before.
 
+use std::borrow::Cow;
+
 use super::render::Literal;
 use super::{Workers, tree};
 use crate::config::env;
@@ -36,6 +38,8 @@ pub(super) fn added(
     let before = replaced.filter(|_| gone.is_none()).map(|index| &old.items[index]);
     let complete = says("image", entry.image.as_deref())
         && says("worker_path", entry.worker_path.as_deref())
+        && (entry.exclude.is_empty() || says_all(item.get("exclude"), &entry.exclude))
+        && entry.stale_keys().iter().all(|key| item.get(key).is_none())
         && variables_arrived(before.and_then(|b| b.get("config")), item.get("config"), &entry.config)
         && (before.is_some_and(|before| before.get("resources").is_some())
             || resources_arrived(item.get("resources"), entry))
@@ -106,6 +110,17 @@ fn variables_arrived(before: Option<&Node>, after: Option<&Node>, new: &[(String
     kept && arrived && no_more
 }
 
+/// Whether a list has these texts, and no more.
+pub(super) fn says_all(list: Option<&Node>, texts: &[Cow<'_, str>]) -> bool {
+    match list.map(|node| &node.value) {
+        Some(Value::List { items, .. }) => {
+            items.len() == texts.len()
+                && items.iter().zip(texts).all(|(item, text)| item.text() == Some(text.as_ref()))
+        }
+        _ => false,
+    }
+}
+
 /// All that is wanted of `resources:` is there, and no more.
 fn resources_arrived(now: Option<&Node>, entry: &Literal<'_>) -> bool {
     let wanted = entry.resources();
@@ -123,11 +138,13 @@ fn resources_arrived(now: Option<&Node>, entry: &Literal<'_>) -> bool {
 
 /// The keys of an updated item that the update is not about.
 fn others_kept(before: &Node, after: &Node, entry: &Literal<'_>) -> bool {
+    let stale = |key: &str| entry.stale_keys().contains(&key);
     let touched = |key: &str| match key {
         "config" => true,
         "resources" => before.get("resources").is_none(),
-        "image" => entry.image.is_some(),
-        "worker_path" => entry.worker_path.is_some() || entry.image.is_some(),
+        "image" => entry.image.is_some() || stale("image"),
+        "worker_path" => entry.worker_path.is_some() || stale("worker_path"),
+        "exclude" => !entry.exclude.is_empty() || stale("exclude"),
         _ => false,
     };
     let rest = |node: &Node| match &node.value {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use iii_protocol::api::ResourceHints;
-use yaml_edit::{Document, Mapping};
+use yaml_edit::{Document, Mapping, Sequence};
 
 use super::{NewEntry, expand};
 use crate::config::tree::Scalar;
@@ -16,6 +16,7 @@ pub(super) struct Literal<'e> {
     pub name: &'e str,
     pub image: Option<Cow<'e, str>>,
     pub worker_path: Option<Cow<'e, str>>,
+    pub exclude: Vec<Cow<'e, str>>,
     pub resources: ResourceHints,
     pub config: Vec<(String, String)>,
 }
@@ -41,9 +42,26 @@ impl<'e> Literal<'e> {
             name: &entry.name,
             image: entry.image.as_deref().map(expand::escape),
             worker_path,
+            exclude: entry.exclude.iter().map(|pattern| expand::escape(pattern)).collect(),
             resources: entry.resources,
             config,
         })
+    }
+
+    /// Keys of an older entry that are not about the new source: a path would win over the image that was asked
+    /// for, and an image beside a path would never be used.
+    pub(super) fn stale_keys(&self) -> &'static [&'static str] {
+        match (&self.image, &self.worker_path) {
+            (Some(_), None) => &["worker_path", "exclude"],
+            (None, Some(_)) => &["image"],
+            (Some(_), Some(_)) | (None, None) => &[],
+        }
+    }
+
+    /// What is under `exclude:`, in brackets.
+    fn exclude_list(&self) -> String {
+        let patterns: Vec<String> = self.exclude.iter().map(|pattern| scalar(pattern)).collect();
+        format!("[{}]", patterns.join(", "))
     }
 
     /// What is under `resources:`; the numbers need no quotes.
@@ -62,6 +80,9 @@ pub(super) fn block(entry: &Literal<'_>, column: usize, eol: &str) -> String {
         if let Some(value) = value {
             out.push_str(&format!("{indent}  {key}: {}{eol}", scalar(value)));
         }
+    }
+    if !entry.exclude.is_empty() {
+        out.push_str(&format!("{indent}  exclude: {}{eol}", entry.exclude_list()));
     }
     let resources = entry.resources();
     if !resources.is_empty() {
@@ -85,6 +106,9 @@ pub(super) fn flow(entry: &Literal<'_>) -> String {
     for (key, value) in [("image", &entry.image), ("worker_path", &entry.worker_path)] {
         fields.extend(value.as_deref().map(|value| format!("{key}: {}", scalar(value))));
     }
+    if !entry.exclude.is_empty() {
+        fields.push(format!("exclude: {}", entry.exclude_list()));
+    }
     let resources = entry.resources();
     if !resources.is_empty() {
         let pairs: Vec<String> = resources.iter().map(|(k, v)| format!("{k}: {v}")).collect();
@@ -106,6 +130,13 @@ pub(super) fn variables(config: &[(String, String)]) -> Result<Mapping, String> 
 /// `resources:` likewise.
 pub(super) fn resources(entry: &Literal<'_>) -> Result<Mapping, String> {
     mapping(entry.resources().iter().map(|(k, v)| format!("{k}: {v}")).collect())
+}
+
+/// `exclude:` likewise.
+pub(super) fn exclude(entry: &Literal<'_>) -> Result<Sequence, String> {
+    let text = entry.exclude_list();
+    let document: Document = text.parse().map_err(|e: yaml_edit::YamlError| e.to_string())?;
+    document.as_sequence().ok_or_else(|| "the new entry has no list".to_owned())
 }
 
 fn mapping(lines: Vec<String>) -> Result<Mapping, String> {

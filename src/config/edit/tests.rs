@@ -3,12 +3,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::schema::Source;
 
 fn entry() -> NewEntry {
     NewEntry {
         name: "new".to_owned(),
         image: Some("docker.io/library/x:1".to_owned()),
         worker_path: None,
+        exclude: vec![],
         resources: ResourceHints::default(),
         config: vec![("A".to_owned(), "1".to_owned()), ("B".to_owned(), "a #b".to_owned())],
     }
@@ -189,6 +191,68 @@ fn replacing_a_project_by_an_image_takes_the_path_away() {
         add_worker(before, &image("new", "y"), AddMode::Replace).unwrap(),
         "workers:\n  - name: new\n    restart: never # r\n    image: y\n"
     );
+}
+
+fn project(name: &str, path: &str, exclude: &[&str]) -> NewEntry {
+    NewEntry {
+        name: name.to_owned(),
+        worker_path: Some(path.into()),
+        exclude: exclude.iter().map(|&pattern| pattern.to_owned()).collect(),
+        ..NewEntry::default()
+    }
+}
+
+#[test]
+fn a_project_is_written_with_what_it_leaves_out() {
+    let entry = project("p", "/srv/my project", &["*.log", "docs/", "!dist", "a, b"]);
+    let list = r#"["*.log", docs/, "!dist", "a, b"]"#;
+    let after = add_worker("", &entry, AddMode::Fail).unwrap();
+    assert_eq!(
+        after,
+        format!("workers:\n  - name: p\n    worker_path: \"/srv/my project\"\n    exclude: {list}\n")
+    );
+    assert_eq!(
+        add_worker("workers: [{name: a}]", &entry, AddMode::Fail).unwrap(),
+        format!("workers: [{{name: a}}, {{name: p, worker_path: \"/srv/my project\", exclude: {list}}}]")
+    );
+    let config = load::parse(&after, Path::new("config.yaml"), &|_| None).unwrap();
+    let source = Source::Local { path: "/srv/my project".into(), exclude: entry.exclude.clone() };
+    assert_eq!(config.workers[0].source, source);
+    assert_eq!(
+        add_worker("", &project("p", "/p", &[]), AddMode::Fail).unwrap(),
+        "workers:\n  - name: p\n    worker_path: /p\n"
+    );
+}
+
+#[test]
+fn replacing_a_project_keeps_what_it_leaves_out_unless_something_else_is_asked_for() {
+    let before = "workers:\n  - name: p # p\n    worker_path: /p\n    exclude:\n      - \"*.log\"\n    restart: never\n  - name: z\n";
+    let none = add_worker(before, &project("p", "/p", &[]), AddMode::Replace).unwrap();
+    assert_eq!(none, before);
+    let same = add_worker(before, &project("p", "/p", &["*.log"]), AddMode::Replace).unwrap();
+    assert_eq!(same, before);
+    let moved = add_worker(before, &project("p", "/q", &[]), AddMode::Replace).unwrap();
+    assert_eq!(moved, before.replace("/p\n", "/q\n"));
+    for (text, flow) in [(before, false), ("workers: [{name: p, worker_path: /p, restart: never}]", true)] {
+        let after = add_worker(text, &project("p", "/p", &["*.tmp", "x"]), AddMode::Replace).unwrap();
+        let config = load::parse(&after, Path::new("config.yaml"), &|_| None).unwrap();
+        let source = Source::Local { path: "/p".into(), exclude: vec!["*.tmp".into(), "x".into()] };
+        assert_eq!(config.workers[0].source, source, "{after}");
+        assert!(after.contains("restart: never") && (flow || after.contains("# p")), "{after}");
+    }
+}
+
+#[test]
+fn replacing_an_image_by_a_project_takes_the_image_away_and_the_other_way_round() {
+    let before = "workers:\n  - name: w\n    image: x\n    restart: never # r\n";
+    let local = add_worker(before, &project("w", "/p", &["a"]), AddMode::Replace).unwrap();
+    let config = load::parse(&local, Path::new("config.yaml"), &|_| None).unwrap();
+    let source = Source::Local { path: "/p".into(), exclude: vec!["a".into()] };
+    assert_eq!(config.workers[0].source, source, "{local}");
+    assert!(!local.contains("image") && local.contains("restart: never # r\n"), "{local}");
+    let again = add_worker(&local, &image("w", "x"), AddMode::Replace).unwrap();
+    assert!(!again.contains("worker_path") && !again.contains("exclude"), "{again}");
+    assert!(again.contains("image: x") && again.contains("restart: never # r\n"), "{again}");
 }
 
 #[test]

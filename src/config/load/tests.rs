@@ -76,6 +76,7 @@ fn a_worker_that_says_only_its_name_has_the_defaults() {
                 engine: EngineUrl::default(),
                 network: Network::default(),
                 resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
+                own_resources: ResourceHints::default(),
                 restart: RestartConfig {
                     policy: RestartPolicy::UnlessStopped,
                     max_restarts: None,
@@ -105,6 +106,8 @@ workers:
   - name: b
     image: x
     worker_path: ./p
+    exclude: ['*.log']
+    resources: {cpus: 2}
     restart: never
 ",
     )
@@ -114,6 +117,7 @@ workers:
     let [a, b] = &config.workers[..] else { panic!("{config:?}") };
     assert_eq!(a.source, Source::Oci { image: "ghcr.io/o/r:1@sha256:00".to_owned() });
     assert_eq!(a.resources, Resources { memory_mib: 4096, cpus: 3, disk_bytes: 1 << 30 });
+    assert_eq!(a.own_resources, ResourceHints { memory_mib: Some(4096), cpus: Some(3) });
     let seconds = Duration::from_secs;
     let policy = RestartPolicy::OnFailure;
     let restart = RestartConfig {
@@ -124,7 +128,8 @@ workers:
         reset_after: seconds(3),
     };
     assert_eq!((a.restart, a.stop_timeout, a.boot_timeout), (restart, seconds(4), Some(seconds(5))));
-    assert_eq!(b.source, Source::Local { path: "/p/p".into() });
+    assert_eq!(b.source, Source::Local { path: "/p/p".into(), exclude: vec!["*.log".to_owned()] });
+    assert_eq!(b.own_resources, ResourceHints { memory_mib: None, cpus: Some(2) });
     assert_eq!(b.restart.policy, RestartPolicy::Never);
 }
 
@@ -160,7 +165,7 @@ fn values_are_taken_in_every_form_they_may_have() {
     ] {
         assert_eq!(
             worker(&format!("worker_path: {text}")).source,
-            Source::Local { path: path.into() },
+            Source::Local { path: path.into(), exclude: vec![] },
             "{text}"
         );
     }
@@ -521,7 +526,7 @@ fn an_unset_variable_fails_its_worker_alone() {
     insta::assert_snapshot!(error.hint.unwrap(), @"`export API_KEY=...` before `iii` is started, or give it a default: `${API_KEY:-...}`");
     assert_eq!(b.source, Source::Oci { image: "r/${TAG}".to_owned() });
     assert!(b.env.clone().unwrap_err().message.contains(":8: `image` needs the variable `TAG`"));
-    assert_eq!(c.source, Source::Local { path: "/p/${WHERE}/x".into() });
+    assert_eq!(c.source, Source::Local { path: "/p/${WHERE}/x".into(), exclude: vec![] });
     assert_eq!(c.env.clone().unwrap_err().message.lines().count(), 2);
     assert_eq!(d.env, Ok(pairs(&[("A", "ok"), ("a", "ok")][..1])));
 }

@@ -1,5 +1,6 @@
 //! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -23,10 +24,17 @@ use super::daemon_link::{self, FromDaemon, LinkContext};
 use super::network::{MachineNetwork, guest_network};
 use super::output::Output;
 use super::spawn::spawn_vmm;
-use super::{EXIT_FILE, Places, ShimSpec};
-use crate::fsutil::write_atomic;
+use super::{Places, ShimSpec};
 use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE};
 use crate::vm::wire::{FrameReader, write_frame};
+
+mod last_word;
+mod preparation;
+
+pub(super) use last_word::{could_not_start, plain};
+
+use last_word::{agents_cause, no_machine, no_start, now_ns, publish_end, write_last_word};
+use preparation::{News, Preparation, workspace};
 
 /// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
 const AGENT_QUEUE: usize = 8;
@@ -37,8 +45,6 @@ const TO_AGENT_QUEUE: usize = 8;
 const DAEMON_QUEUE: usize = 16;
 /// The longest grace of a stop; keeps deadlines far from the end of the calendar.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Characters kept of a text that the guest says; it ends up in records, on links and on terminals.
-const MAX_GUEST_CHARS: usize = 4096;
 /// What the guest has beyond a stop's grace to say its last word, before the VMM is killed.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 /// What the guest has to power off after its last word was acknowledged.
@@ -57,7 +63,8 @@ pub(super) async fn run(
     mut terminate: Signal,
 ) -> anyhow::Result<()> {
     let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
-    let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now() + boot_limit };
+    let (since, detail) = (Timestamp::now(), None);
+    let phase = MachinePhase::Booting { since, deadline: since + boot_limit, detail };
     let status = watch::Sender::new(ShimStatus {
         worker: spec.machine.worker.clone(),
         generation: spec.machine.generation,
@@ -76,13 +83,13 @@ pub(super) async fn run(
     tracing::info!(generation = spec.machine.generation, "starting the VMM");
 
     let started = match MachineNetwork::start(&spec.machine.network, &spec.machine.engine, engine) {
-        Ok((network, guests_end)) => match spawn_vmm(&spec, &guests_end).await {
-            Ok((vmm, console)) => Ok((network, guests_end, vmm, console)),
+        Ok((network, guests_end)) => match spawn(&spec, &guests_end).await {
+            Ok((vmm, console, preparation)) => Ok((network, guests_end, vmm, console, preparation)),
             Err(error) => Err(no_machine(&spec, &error)),
         },
         Err(error) => Err(error.into()),
     };
-    let (mut network, guests_end, mut vmm, console) = match started {
+    let (mut network, guests_end, mut vmm, console, preparation) = match started {
         Ok(started) => started,
         Err(cause) => {
             tracing::error!(?cause, "there is no machine");
@@ -107,6 +114,7 @@ pub(super) async fn run(
         born: Instant::now(),
         agent: Agent::Absent,
         greeted: false,
+        preparation,
         running_since: None,
         last_word: None,
         is_written: false,
@@ -123,6 +131,7 @@ pub(super) async fn run(
             biased;
             Some(event) = from_agent.recv() => machine.on_agent(event, &mut vmm),
             line = network.news() => machine.on_news(&line, network.refused()),
+            news = next_news(&mut machine.preparation) => machine.on_preparation(news),
             Some(event) = from_daemon.recv() => machine.on_daemon(event, &mut vmm),
             result = vmm.wait(), if vmm_ended.is_none() => vmm_ended = Some(result?),
             () = at(kill_at), if vmm_ended.is_none() => machine.on_deadline(&mut vmm),
@@ -142,19 +151,20 @@ pub(super) async fn run(
     written
 }
 
-/// The last word of a shim that did not get as far as a machine.
-pub(super) fn could_not_start(spec: &ShimSpec, error: &anyhow::Error) -> anyhow::Result<()> {
-    write_last_word(spec, &no_start(spec, no_machine(spec, error)))
+/// The VMM, and beside it what its project needs.
+async fn spawn(
+    spec: &ShimSpec,
+    guests_end: &OwnedFd,
+) -> anyhow::Result<(Child, Console, Option<Preparation>)> {
+    let (vmm, console) = spawn_vmm(spec, guests_end).await?;
+    Ok((vmm, console, Preparation::start(spec).await?))
 }
 
-fn no_machine(spec: &ShimSpec, error: &anyhow::Error) -> ExitCause {
-    let hint = Some(format!("look at {}", spec.run_dir.join(super::SHIM_LOG).display()));
-    ExitCause::CouldNotStart { what: "machine".into(), message: format!("{error:#}"), hint }
-}
-
-fn no_start(spec: &ShimSpec, cause: ExitCause) -> ExitRecord {
-    let generation = spec.machine.generation;
-    ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false }
+async fn next_news(preparation: &mut Option<Preparation>) -> News {
+    match preparation {
+        Some(preparation) => preparation.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Never, when there is no deadline.
@@ -192,6 +202,8 @@ struct Machine {
     agent: Agent,
     /// The agent has said hello and has its plan.
     greeted: bool,
+    /// Until the workload may start; `None` without a project.
+    preparation: Option<Preparation>,
     running_since: Option<Timestamp>,
     /// The agent's own account of the end: the truth, if there is one.
     last_word: Option<ExitRecord>,
@@ -251,7 +263,18 @@ impl Machine {
                 }
             }
             _ if !self.greeted => anyhow::bail!("a frame of kind {} before its hello", frame.kind),
+            guest::KIND_HELD => {
+                let preparation = self.preparation.as_mut().context("it waits for nothing")?;
+                preparation.held();
+                tracing::info!(after_ms = self.after_ms(), "the guest waits for its project");
+                if !self.stop_requested {
+                    // A copy and an install take what they take; whoever waits sees how far they are.
+                    self.kill_at = None;
+                    self.set_booting(Duration::MAX, None);
+                }
+            }
             guest::KIND_STARTED => {
+                anyhow::ensure!(self.preparation.is_none(), "it started the workload before its time");
                 anyhow::ensure!(self.running_since.is_none(), "it started the workload twice");
                 let since = Timestamp::now();
                 tracing::info!(after_ms = self.after_ms(), "the workload runs");
@@ -294,6 +317,10 @@ impl Machine {
 
     fn plan(&self) -> BootPlan {
         let machine = &self.spec.machine;
+        let mut workload = machine.process.clone();
+        if machine.project.is_some() {
+            workload.cwd = workspace(&self.spec);
+        }
         let (root, network) = match self.spec.libkrunfw {
             Some(_) => (
                 RootPlan::Overlay { lower: ROOT_DISK_DEVICE.into(), upper: SCRATCH_DISK_DEVICE.into() },
@@ -303,12 +330,13 @@ impl Machine {
         };
         BootPlan {
             version: guest::VERSION,
-            now_ns: u64::try_from(Timestamp::now().as_nanosecond()).ok(),
+            now_ns: Some(now_ns()),
             hostname: machine.worker.clone(),
             root,
             network,
             engine_port: Some(machine.engine.port),
-            workload: machine.process.clone(),
+            hold: machine.project.is_some(),
+            workload,
         }
     }
 
@@ -347,6 +375,8 @@ impl Machine {
     fn stop(&mut self, grace_ms: u64, vmm: &mut Child) {
         let first = !self.stop_requested;
         self.stop_requested = true;
+        // Ends what it does in the guest: its sessions have lost their client.
+        self.preparation = None;
         if self.last_word.is_some() {
             return;
         }
@@ -374,7 +404,7 @@ impl Machine {
 
     fn on_deadline(&mut self, vmm: &mut Child) {
         self.kill_at = None;
-        if !self.stop_requested && self.last_word.is_none() {
+        if !self.stop_requested && self.last_word.is_none() && self.verdict.is_none() {
             let limit = Duration::from_millis(self.spec.machine.boot_timeout_ms);
             let message = format!(
                 "the workload was not running {} after the machine's start{}",
@@ -451,41 +481,6 @@ async fn write_frames(mut writer: OwnedWriteHalf, mut frames: mpsc::Receiver<Fra
             return;
         }
     }
-}
-
-/// An agent's word about an end, as far as it is the agent's to say.
-fn agents_cause(cause: ExitCause) -> anyhow::Result<ExitCause> {
-    match cause {
-        ExitCause::Exit { .. } | ExitCause::Signal { .. } | ExitCause::Oom => Ok(cause),
-        ExitCause::CouldNotStart { what, message, hint } => Ok(ExitCause::CouldNotStart {
-            what: plain(&what),
-            message: plain(&message),
-            hint: hint.map(|hint| plain(&hint)),
-        }),
-        ExitCause::VmmDied { .. } | ExitCause::ShimDied => {
-            anyhow::bail!("it cannot know of an end by `{cause}`")
-        }
-    }
-}
-
-/// A text from the guest, short and without a terminal's control sequences.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).take(MAX_GUEST_CHARS).collect()
-}
-
-/// A daemon that misses the message finds the file.
-fn write_last_word(spec: &ShimSpec, exit: &ExitRecord) -> anyhow::Result<()> {
-    tracing::info!(cause = %exit.cause, uptime_ms = exit.uptime_ms, "ended");
-    write_atomic(&spec.run_dir.join(EXIT_FILE), &serde_json::to_vec(exit)?)
-        .context("the last word is not on disk")
-}
-
-fn publish_end(status: &watch::Sender<ShimStatus>, output: &Output, exit: ExitRecord) {
-    status.send_modify(|status| {
-        status.vmm_pid = None;
-        status.next_seq = output.next_seq();
-        status.phase = MachinePhase::Ended { exit };
-    });
 }
 
 /// The VMM is our child and not reaped yet, so its process id cannot belong to anybody else.

@@ -46,8 +46,8 @@ impl Lines {
 #[derive(Debug)]
 pub(super) struct Output {
     generation: u64,
-    stdout: Lines,
-    stderr: Lines,
+    /// What has begun of each stream.
+    begun: [(Stream, Lines); 4],
     files: LogFiles,
     ring: Arc<LogRing>,
     next_seq: u64,
@@ -68,8 +68,8 @@ impl Output {
         let next_seq = files.next_seq().max(first_seq);
         Ok(Output {
             generation,
-            stdout: Lines::default(),
-            stderr: Lines::default(),
+            begun: [Stream::Stdout, Stream::Stderr, Stream::Setup, Stream::Install]
+                .map(|stream| (stream, Lines::default())),
             files,
             ring,
             next_seq,
@@ -92,12 +92,10 @@ impl Output {
     fn feed_portion(&mut self, stream: Stream, at_ns: u64, chunk: &[u8]) {
         let ts = Timestamp::from_nanosecond(i128::from(at_ns)).unwrap_or_default();
         let mut lines = Vec::new();
-        let assembler = match stream {
-            Stream::Stdout => &mut self.stdout,
-            // An event is never cut out of a stream.
-            Stream::Stderr | Stream::Event => &mut self.stderr,
-        };
-        assembler.feed(ts, chunk, |line| lines.push((stream, line)));
+        // An event is never cut out of a stream.
+        if let Some((_, begun)) = self.begun.iter_mut().find(|(its, _)| *its == stream) {
+            begun.feed(ts, chunk, |line| lines.push((stream, line)));
+        }
         self.publish(lines);
     }
 
@@ -107,11 +105,12 @@ impl Output {
         self.publish(vec![(Stream::Event, Begun { ts: Timestamp::now(), bytes })]);
     }
 
-    /// The workload is over: what has begun is all there is.
+    /// Whatever wrote is over: what has begun is all there is.
     pub(super) fn finish(&mut self) {
-        let mut rest: Vec<_> = [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)]
-            .into_iter()
-            .filter_map(|(stream, lines)| lines.begun.take().map(|line| (stream, line)))
+        let mut rest: Vec<_> = self
+            .begun
+            .iter_mut()
+            .filter_map(|(stream, lines)| lines.begun.take().map(|line| (*stream, line)))
             .collect();
         rest.sort_by_key(|(_, line)| line.ts);
         self.publish(rest);

@@ -1,14 +1,18 @@
 //! Files and folders in and out of the worker as tar archives.
 //!
-//! Both functions run in a thread of their session, and both streams wait for the client within its window.
+//! All functions run in a thread of their session, and both streams wait for the client within its window.
 //! The first write, or the first read, tells the client that the copy has begun: what fails before it is a
 //! copy that could not start, what fails behind it one that stopped part of the way.
+
+mod update;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use iii_archive::{Destination, PackSource, Rules, UnpackError};
 use iii_protocol::session::Layout;
+
+pub(crate) use update::update;
 
 /// How many warnings of one copy are told; of further ones only the count.
 const MAX_WARNINGS: usize = 20;

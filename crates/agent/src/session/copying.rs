@@ -24,7 +24,8 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
         }
     };
     let Lines { inbound, outbound, .. } = lines.clone();
-    let controls = CopyControls { inbound, outbound, takes_input: matches!(task, Task::Unpack { .. }) };
+    let takes_input = matches!(task, Task::Unpack { .. } | Task::Update { .. });
+    let controls = CopyControls { inbound, outbound, takes_input };
     // Without the thread there is no client either: its stream went with it.
     let Ok(attended) = open::attend(stream, lines, controls, sender, events) else { return };
 
@@ -61,11 +62,17 @@ fn copy(task: Task, lines: &Lines, begun: &mut Begun, warnings: &mut Warnings) -
             out.flush().map_err(|error| CopyError { message: format!("{path}: {error}"), hint: None })
         }
         Task::Unpack { path, layout, owners } => {
-            let input = SessionReader::new(Arc::clone(&lines.inbound), Arc::clone(&lines.connection));
-            copy::unpack(&path, &layout, owners, &mut Telling { begun, inner: input }, warnings)
+            copy::unpack(&path, &layout, owners, &mut Telling { begun, inner: input(lines) }, warnings)
+        }
+        Task::Update { path, changes } => {
+            copy::update(&path, changes, &mut Telling { begun, inner: input(lines) }, warnings)
         }
         Task::Exec(_) => unreachable!("a command is no copy"),
     }
+}
+
+fn input(lines: &Lines) -> SessionReader {
+    SessionReader::new(Arc::clone(&lines.inbound), Arc::clone(&lines.connection))
 }
 
 /// Says STARTED, once.

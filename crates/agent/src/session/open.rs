@@ -76,7 +76,9 @@ fn begin(shared: &Arc<Shared>, connection: &Arc<Connection>, stream: FrameStream
     };
     match task {
         Task::Exec(exec) => command::run(admitted, connection, stream, exec),
-        Task::Pack { .. } | Task::Unpack { .. } => copying::run(admitted, connection, stream, task),
+        Task::Pack { .. } | Task::Unpack { .. } | Task::Update { .. } => {
+            copying::run(admitted, connection, stream, task)
+        }
     }
 }
 

@@ -99,6 +99,7 @@ fn visit(path: &str, dice: &mut Dice) {
     stream.set_write_timeout(Some(patience)).expect("timeout");
     let task = match dice.below(12) {
         0 => Task::Pack { path: "/etc/hostname".into(), follow: false },
+        1 => Task::Update { path: format!("{path}-folder"), changes: dice.below(70_000) as u32 },
         _ => Task::Exec(command(dice)),
     };
     let mut bytes = Vec::new();

@@ -77,8 +77,12 @@ impl Client {
     }
 
     pub(crate) fn open(shim: &Shim, exec: Exec) -> Client {
+        Client::open_task(shim, Task::Exec(exec))
+    }
+
+    pub(crate) fn open_task(shim: &Shim, task: Task) -> Client {
         let mut client = Client::connect(shim);
-        client.say_json(KIND_OPEN, &Open { version: VERSION, task: Task::Exec(exec) });
+        client.say_json(KIND_OPEN, &Open { version: VERSION, task });
         client
     }
 

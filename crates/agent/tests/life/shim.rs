@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use iii_protocol::exit::ExitCause;
 use iii_protocol::frame::{Frame, read_frame, write_frame};
 use iii_protocol::guest::{
-    AGENT_SOCKET_ENV, BootPlan, Exit, Hello, KIND_EXIT, KIND_EXIT_ACK, KIND_HELLO, KIND_PLAN, KIND_STARTED,
-    KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan, Started, Stop, VERSION, parse_output,
+    AGENT_SOCKET_ENV, BootPlan, Exit, Hello, KIND_EXIT, KIND_EXIT_ACK, KIND_GO, KIND_HELD, KIND_HELLO,
+    KIND_PLAN, KIND_STARTED, KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan, Started, Stop,
+    VERSION, parse_output,
 };
 use iii_protocol::session::SESSION_SOCKET_ENV;
 use tempfile::TempDir;
@@ -65,6 +66,19 @@ pub(crate) fn process(argv: &[&str]) -> ProcessPlan {
 
 pub(crate) fn sh(script: &str) -> ProcessPlan {
     process(&["sh", "-c", script])
+}
+
+pub(crate) fn boot_plan(workload: ProcessPlan) -> BootPlan {
+    BootPlan {
+        now_ns: None,
+        version: VERSION,
+        hostname: "test".into(),
+        root: RootPlan::Surroundings,
+        network: None,
+        engine_port: None,
+        hold: false,
+        workload,
+    }
 }
 
 impl Shim {
@@ -144,19 +158,19 @@ impl Shim {
     }
 
     pub(crate) fn plan(&mut self, workload: ProcessPlan) {
-        let root = RootPlan::Surroundings;
-        self.say(
-            KIND_PLAN,
-            &BootPlan {
-                now_ns: None,
-                version: VERSION,
-                hostname: "test".into(),
-                root,
-                network: None,
-                engine_port: None,
-                workload,
-            },
-        );
+        self.say(KIND_PLAN, &boot_plan(workload));
+    }
+
+    /// Sends a plan that holds, and waits until it is held.
+    #[track_caller]
+    pub(crate) fn hold(&mut self, workload: ProcessPlan) {
+        self.say(KIND_PLAN, &BootPlan { hold: true, ..boot_plan(workload) });
+        let frame = self.hear();
+        assert_eq!((frame.kind, &frame.payload[..]), (KIND_HELD, &b""[..]));
+    }
+
+    pub(crate) fn go(&mut self) {
+        write_frame(self.stream(), KIND_GO, &[]).expect("the agent listens");
     }
 
     pub(crate) fn stop(&mut self, signal: i32, grace_ms: u64) {

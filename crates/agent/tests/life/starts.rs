@@ -7,7 +7,7 @@ use std::process::Command;
 use iii_protocol::exit::ExitCause;
 use iii_protocol::guest::{BootPlan, KIND_PLAN, RootPlan, VERSION};
 
-use crate::shim::{Shim, live, process, sh};
+use crate::shim::{Shim, boot_plan, live, process, sh};
 
 fn file(shim: &Shim, name: &str, content: &[u8], mode: u32) -> String {
     let path = shim.path(name);
@@ -148,15 +148,7 @@ fn a_missing_file_one_that_may_not_run_and_one_without_interpreter_are_told_apar
 #[test]
 fn another_version_of_the_shim_is_refused() {
     let mut shim = Shim::new();
-    let plan = BootPlan {
-        now_ns: None,
-        version: VERSION + 1,
-        hostname: "test".into(),
-        root: RootPlan::Surroundings,
-        network: None,
-        engine_port: None,
-        workload: process(&["true"]),
-    };
+    let plan = BootPlan { version: VERSION + 1, ..boot_plan(process(&["true"])) };
     shim.say(KIND_PLAN, &plan);
     assert_eq!(shim.hear_all().could_not_start().0, "boot plan");
 }
@@ -165,19 +157,7 @@ fn another_version_of_the_shim_is_refused() {
 fn a_plan_for_a_guest_mounts_nothing_on_a_host() {
     let mut shim = Shim::new();
     let root = RootPlan::Overlay { lower: "/dev/null".into(), upper: "/dev/null".into() };
-    let workload = process(&["true"]);
-    shim.say(
-        KIND_PLAN,
-        &BootPlan {
-            now_ns: None,
-            version: VERSION,
-            hostname: "test".into(),
-            root,
-            network: None,
-            engine_port: None,
-            workload,
-        },
-    );
+    shim.say(KIND_PLAN, &BootPlan { root, ..boot_plan(process(&["true"])) });
     assert_eq!(shim.hear_all().could_not_start().0, "root disk");
 }
 

@@ -84,7 +84,7 @@ impl Below {
     /// Makes the folder `name`, or takes the one that is there, for the destination.
     pub(super) fn enter_top(&mut self, name: &[u8], meta: Meta) -> Result<(), Problem> {
         self.make_folder(name)?;
-        self.root = self.open_folder(&self.at, name)?;
+        self.root = open_folder(&self.at, name)?;
         self.at = self.root.try_clone()?;
         self.root_meta = Some(meta);
         Ok(())
@@ -95,10 +95,10 @@ impl Below {
         let common = self.steps.iter().zip(parents).take_while(|(step, name)| step.name == **name).count();
         self.leave(common).map_err(|(_, problem)| problem)?;
         for name in &parents[common..] {
-            let next = match self.open_folder(&self.at, name) {
+            let next = match open_folder(&self.at, name) {
                 Err(Problem::System(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                     mkdirat(&self.at, *name, UNTOLD_FOLDER)?;
-                    self.open_folder(&self.at, name)?
+                    open_folder(&self.at, name)?
                 }
                 other => other?,
             };
@@ -123,7 +123,7 @@ impl Below {
     /// A folder: new, or there already and now with what the archive says of it. It becomes the current one.
     pub(super) fn folder(&mut self, name: &[u8], meta: Meta) -> Result<(), Problem> {
         self.make_folder(name)?;
-        self.at = self.open_folder(&self.at, name)?;
+        self.at = open_folder(&self.at, name)?;
         self.steps.push(Step { name: name.to_vec(), meta: Some(meta) });
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Below {
         let (file, parents) = target.split_last().ok_or_else(missing)?;
         let parent = match &parents.join(&b'/')[..] {
             b"" => self.root.try_clone()?,
-            path => match self.open_folder(&self.root, path) {
+            path => match open_folder(&self.root, path) {
                 Err(Problem::System(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(missing());
                 }
@@ -195,24 +195,6 @@ impl Below {
             let mode = Mode::from_bits_truncate(meta.mode);
             finish_inode(at, unfinished, &meta, Some(mode), rules).inspect_err(|_| discard(at, unfinished))
         })
-    }
-
-    /// Opens a folder below `from` without following any link.
-    fn open_folder(&self, from: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Problem> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        match openat2(from, path, how) {
-            Ok(folder) => Ok(folder),
-            Err(Errno::ELOOP) => Err(Problem::ThroughLink(EntryPath(path.to_vec()))),
-            Err(Errno::ENOTDIR) => Err(match fstatat(from, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) if is(SFlag::S_IFLNK, stat.st_mode) => {
-                    Problem::ThroughLink(EntryPath(path.to_vec()))
-                }
-                _ => Problem::ThroughFile(EntryPath(path.to_vec())),
-            }),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Sees to it that `name` is a folder in the current one.
@@ -280,7 +262,7 @@ impl Below {
             let path = self.way();
             let up = match &path[..] {
                 b"" => self.root.try_clone().map_err(Problem::from),
-                path => self.open_folder(&self.root, path),
+                path => open_folder(&self.root, path),
             };
             match up {
                 Ok(up) => self.at = up,
@@ -291,6 +273,23 @@ impl Below {
             }
         }
         result
+    }
+}
+
+/// Opens a folder below `from` (`O_PATH`) without following any link: one on the way is
+/// [`Problem::ThroughLink`], anything else that is no folder [`Problem::ThroughFile`].
+pub fn open_folder(from: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Problem> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(from, path, how) {
+        Ok(folder) => Ok(folder),
+        Err(Errno::ELOOP) => Err(Problem::ThroughLink(EntryPath(path.to_vec()))),
+        Err(Errno::ENOTDIR) => Err(match fstatat(from, path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) if is(SFlag::S_IFLNK, stat.st_mode) => Problem::ThroughLink(EntryPath(path.to_vec())),
+            _ => Problem::ThroughFile(EntryPath(path.to_vec())),
+        }),
+        Err(error) => Err(error.into()),
     }
 }
 

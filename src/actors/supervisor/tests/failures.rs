@@ -115,7 +115,7 @@ async fn what_only_an_edit_can_mend_fails_at_once() {
     let message = "`FOO` is not set (config.yaml:7)".to_owned();
     unset.env = Err(ErrorBody { code: ErrorCode::BadConfig, message: message.clone(), hint: None });
     let mut local = worker_config("b");
-    local.source = Source::Local { path: "/src/b".into() };
+    local.source = Source::Local { path: "/src/b".into(), exclude: Vec::new() };
     let mut nothing = worker_config("c");
     nothing.source = Source::None;
     let project = Project::new(&[unset, local, nothing]);
@@ -123,7 +123,7 @@ async fn what_only_an_edit_can_mend_fails_at_once() {
     let cause = daemon.until_phase("a", Phase::Failed).await.cause.unwrap();
     assert_eq!((cause.code, cause.message), (ErrorCode::BadConfig, message));
     let cause = daemon.until_phase("b", Phase::Failed).await.cause.unwrap();
-    assert_eq!(cause.message, "local projects are not supported by this version");
+    assert_eq!(cause.message, "there is no folder /src/b");
     daemon.until_phase("c", Phase::Failed).await;
     assert!(project.host.lock().launches.is_empty());
 

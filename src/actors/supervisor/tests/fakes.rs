@@ -150,7 +150,7 @@ impl FakeHost {
             spec_hash: spec.hash(),
             shim_pid: 1000 + spec.generation as u32,
             vmm_pid: Some(2000 + spec.generation as u32),
-            phase: MachinePhase::Booting { since: Timestamp::now(), deadline },
+            phase: MachinePhase::Booting { since: Timestamp::now(), deadline, detail: None },
             next_seq: 0,
             refused: Refused::default(),
         };

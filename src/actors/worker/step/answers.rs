@@ -18,11 +18,15 @@ impl Turn {
             return state;
         }
         match state {
-            State::Stopped | State::Preparing(_) | State::Running { .. } | State::Failed { .. } => state,
+            State::Stopped
+            | State::Preparing(_)
+            | State::Unready { .. }
+            | State::Running { .. }
+            | State::Failed { .. } => state,
             State::Backoff { .. } => self.try_again(),
-            State::Booting { deadline, kills } => {
+            State::Booting { deadline, kills, detail } => {
                 self.end_machine(Duration::ZERO);
-                State::Booting { deadline, kills: kills + 1 }
+                State::Booting { deadline, kills: kills + 1, detail }
             }
             State::Stopping(stopping) => self.lose_patience(stopping),
         }
@@ -51,6 +55,7 @@ impl Turn {
             State::Preparing(Preparing::Claim | Preparing::Image { .. } | Preparing::Launch { .. })
             | State::Stopped
             | State::Booting { .. }
+            | State::Unready { .. }
             | State::Running { .. }
             | State::Stopping(_)
             | State::Backoff { .. }
@@ -68,6 +73,7 @@ impl Turn {
             State::Preparing(Preparing::Claim | Preparing::Launch { .. })
             | State::Stopped
             | State::Booting { .. }
+            | State::Unready { .. }
             | State::Running { .. }
             | State::Stopping(_)
             | State::Backoff { .. }
@@ -99,6 +105,7 @@ impl Turn {
             State::Preparing(Preparing::Claim)
             | State::Stopped
             | State::Booting { .. }
+            | State::Unready { .. }
             | State::Running { .. }
             | State::Stopping(Stopping { waiting: Waiting::Machine, .. })
             | State::Backoff { .. }
@@ -110,7 +117,7 @@ impl Turn {
         let ours = generation == self.record.generation;
         match state {
             State::Preparing(Preparing::Launch { boot_timeout }) if ours => {
-                State::Booting { deadline: self.now.after(boot_timeout), kills: 0 }
+                State::Booting { deadline: self.now.after(boot_timeout), kills: 0, detail: None }
             }
             State::Stopping(stopping @ Stopping { waiting: Waiting::Launch, .. }) if ours => {
                 self.end_machine(stopping.kill_at.mono.saturating_duration_since(self.now.mono));
@@ -119,6 +126,7 @@ impl Turn {
             State::Preparing(_)
             | State::Stopped
             | State::Booting { .. }
+            | State::Unready { .. }
             | State::Running { .. }
             | State::Stopping(_)
             | State::Backoff { .. }
@@ -137,24 +145,38 @@ impl Turn {
             | State::Backoff { .. }
             | State::Failed { .. }
             | State::Stopping(Stopping { waiting: Waiting::Launch, .. }) => state,
-            State::Booting { deadline, kills } => match phase {
-                MachinePhase::Booting { deadline, .. } => {
-                    State::Booting { deadline: self.now.at_wall(deadline), kills }
+            State::Booting { deadline, kills, detail } => match phase {
+                MachinePhase::Booting { deadline, detail, .. } => {
+                    State::Booting { deadline: self.now.at_wall(deadline), kills, detail }
                 }
+                MachinePhase::Unprepared { what, message, hint, .. } => self.unready(&what, message, hint),
                 MachinePhase::Running { since } => State::Running { since },
-                MachinePhase::Stopping { .. } if kills > 0 => State::Booting { deadline, kills },
+                MachinePhase::Stopping { .. } if kills > 0 => State::Booting { deadline, kills, detail },
                 MachinePhase::Stopping { running_since, deadline } => self.goes_down(running_since, deadline),
                 MachinePhase::Ended { exit } if kills > 0 => self.ended(cause::overdue(exit)),
                 MachinePhase::Ended { exit } => self.ended(exit),
             },
+            // What is shown stays true when the machine that shows it ends: nobody asked for that.
+            State::Unready { cause } => match phase {
+                MachinePhase::Booting { .. }
+                | MachinePhase::Unprepared { .. }
+                | MachinePhase::Running { .. } => State::Unready { cause },
+                MachinePhase::Stopping { running_since, deadline } => self.goes_down(running_since, deadline),
+                MachinePhase::Ended { exit } => {
+                    self.record.note_exit(exit);
+                    State::Failed { cause }
+                }
+            },
             State::Running { since } => match phase {
-                MachinePhase::Booting { .. } => state,
+                MachinePhase::Booting { .. } | MachinePhase::Unprepared { .. } => state,
                 MachinePhase::Running { since } => State::Running { since },
                 MachinePhase::Stopping { deadline, .. } => self.goes_down(Some(since), deadline),
                 MachinePhase::Ended { exit } => self.ended(exit),
             },
             State::Stopping(stopping @ Stopping { waiting: Waiting::Machine, .. }) => match phase {
-                MachinePhase::Booting { .. } | MachinePhase::Stopping { .. } => State::Stopping(stopping),
+                MachinePhase::Booting { .. }
+                | MachinePhase::Unprepared { .. }
+                | MachinePhase::Stopping { .. } => State::Stopping(stopping),
                 MachinePhase::Running { since } => {
                     State::Stopping(Stopping { running_since: Some(since), ..stopping })
                 }

@@ -20,6 +20,7 @@ impl Turn {
                 State::Stopped
                 | State::Preparing(Preparing::Image { .. } | Preparing::Launch { .. })
                 | State::Booting { .. }
+                | State::Unready { .. }
                 | State::Running { .. }
                 | State::Stopping(_)
                 | State::Backoff { .. }
@@ -108,8 +109,11 @@ impl Turn {
 
     fn found_running(&mut self, order: Order, phase: MachinePhase, differs: bool) -> State {
         let (running_since, state) = match phase {
-            MachinePhase::Booting { deadline, .. } => {
-                (None, State::Booting { deadline: self.now.at_wall(deadline), kills: 0 })
+            MachinePhase::Booting { deadline, detail, .. } => {
+                (None, State::Booting { deadline: self.now.at_wall(deadline), kills: 0, detail })
+            }
+            MachinePhase::Unprepared { what, message, hint, .. } => {
+                (None, self.unready(&what, message, hint))
             }
             MachinePhase::Running { since } => (Some(since), State::Running { since }),
             MachinePhase::Stopping { running_since, deadline } => {
@@ -127,7 +131,9 @@ impl Turn {
             };
             return self.go_down(Waiting::Machine, running_since, then, grace);
         }
-        if differs || order == Order::Restart {
+        // Whoever asks for a start of one that is not ready wants another try.
+        let again = order == Order::Start && matches!(state, State::Unready { .. });
+        if differs || again || order == Order::Restart {
             return self.go_down(Waiting::Machine, running_since, Then::Start, None);
         }
         state

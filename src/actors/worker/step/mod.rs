@@ -163,6 +163,11 @@ impl Turn {
         State::Stopping(Stopping { asked, kill_at, patience: Patience::Asked, waiting, running_since, then })
     }
 
+    /// The machine is up, and its workload will not run.
+    fn unready(&mut self, what: &str, message: String, hint: Option<String>) -> State {
+        State::Unready { cause: cause::unready(what, message, hint) }
+    }
+
     /// The machine goes down without our asking, as an orphaned one does. Whether that is a failure, its
     /// last word tells.
     fn goes_down(&mut self, running_since: Option<Timestamp>, deadline: Timestamp) -> State {

@@ -25,6 +25,10 @@ impl Turn {
                 state
             }
             State::Running { .. } => state,
+            State::Unready { .. } => {
+                self.forget_restarts();
+                self.go_down(Waiting::Machine, None, Then::Start, None)
+            }
             State::Stopping(stopping) => {
                 self.forget_restarts();
                 State::Stopping(Stopping { then: Then::Start, ..stopping })
@@ -54,7 +58,9 @@ impl Turn {
             State::Preparing(Preparing::Launch { .. }) => {
                 self.go_down(Waiting::Launch, None, Then::Rest, grace)
             }
-            State::Booting { .. } => self.go_down(Waiting::Machine, None, Then::Rest, grace),
+            State::Booting { .. } | State::Unready { .. } => {
+                self.go_down(Waiting::Machine, None, Then::Rest, grace)
+            }
             State::Running { since } => self.go_down(Waiting::Machine, Some(since), Then::Rest, grace),
             State::Stopping(stopping) => {
                 let then = match stopping.then {
@@ -81,7 +87,7 @@ impl Turn {
                 self.forget_restarts();
                 self.go_down(Waiting::Launch, None, Then::Start, grace)
             }
-            State::Booting { .. } => {
+            State::Booting { .. } | State::Unready { .. } => {
                 self.forget_restarts();
                 self.go_down(Waiting::Machine, None, Then::Start, grace)
             }
@@ -113,7 +119,9 @@ impl Turn {
             State::Preparing(Preparing::Launch { .. }) => {
                 self.go_down(Waiting::Launch, None, Then::Leave, grace)
             }
-            State::Booting { .. } => self.go_down(Waiting::Machine, None, Then::Leave, grace),
+            State::Booting { .. } | State::Unready { .. } => {
+                self.go_down(Waiting::Machine, None, Then::Leave, grace)
+            }
             State::Running { since } => self.go_down(Waiting::Machine, Some(since), Then::Leave, grace),
             State::Stopping(stopping) => self.hurry(Stopping { then: Then::Leave, ..stopping }, grace),
         }
@@ -141,7 +149,7 @@ impl Turn {
                 self.forget_restarts();
                 self.go_down(Waiting::Launch, None, Then::Start, None)
             }
-            State::Booting { .. } => {
+            State::Booting { .. } | State::Unready { .. } => {
                 self.forget_restarts();
                 self.go_down(Waiting::Machine, None, Then::Start, None)
             }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use crate::actors::worker::actor::policy_of;
 use crate::actors::worker::durable::{MAX_EXITS, Record};
-use crate::actors::worker::plan::{Circumstances, HostLimits, machine_spec};
+use crate::actors::worker::plan::{Circumstances, HostLimits, machine_spec, recipe};
 use crate::actors::worker::state::{
     Claim, Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker,
 };
@@ -33,6 +33,7 @@ enum Op {
     AnswerPrepare { fails: Option<Remedy> },
     AnswerLaunch { fails: Option<Remedy>, machine_all_the_same: bool },
     MachineRuns,
+    MachineUnprepared,
     MachineGoesDown,
     MachineEnds { code: i32, requested: bool },
     Stale { what: usize, back: u64 },
@@ -60,6 +61,7 @@ fn ops() -> impl Strategy<Value = Op> {
         8 => (fails(), any::<bool>())
             .prop_map(|(fails, machine_all_the_same)| Op::AnswerLaunch { fails, machine_all_the_same }),
         4 => Just(Op::MachineRuns),
+        1 => Just(Op::MachineUnprepared),
         1 => Just(Op::MachineGoesDown),
         4 => (0i32..3, any::<bool>()).prop_map(|(code, requested)| Op::MachineEnds { code, requested }),
         3 => (0usize..5, 1u64..4).prop_map(|(what, back)| Op::Stale { what, back }),
@@ -81,7 +83,7 @@ fn spec(generation: u64) -> MachineSpec {
         host: HostLimits { cpus: 1, emulated: false },
         orphan_grace: Duration::from_secs(60),
     };
-    machine_spec(&worker_config("w"), &image(), around).unwrap()
+    machine_spec(&worker_config("w"), &recipe(&worker_config("w")).unwrap(), &image(), around).unwrap()
 }
 
 fn failure(remedy: Remedy) -> Failure {
@@ -185,7 +187,9 @@ impl World {
             State::Stopped | State::Failed { .. } if self.worker.claim == Claim::Held => {
                 assert!(self.machine.is_none() && self.launches.is_empty(), "a forgotten machine");
             }
-            State::Booting { .. } | State::Running { .. } => assert!(self.machine.is_some()),
+            State::Booting { .. } | State::Unready { .. } | State::Running { .. } => {
+                assert!(self.machine.is_some());
+            }
             State::Stopped | State::Failed { .. } | State::Preparing(_) | State::Stopping(_) => {}
         }
         if self.loaded {
@@ -238,6 +242,12 @@ impl World {
                 self.answer_launch(fails, machine_all_the_same);
             }
             Op::MachineRuns => self.machine_gets_on(|now| MachinePhase::Running { since: now.wall }),
+            Op::MachineUnprepared => self.machine_gets_on(|now| MachinePhase::Unprepared {
+                since: now.wall,
+                what: "install".into(),
+                message: "no".into(),
+                hint: None,
+            }),
             Op::MachineGoesDown => self.machine_gets_on(|now| MachinePhase::Stopping {
                 running_since: Some(now.wall),
                 deadline: now.after(Duration::from_secs(3)).wall,
@@ -296,6 +306,7 @@ impl World {
         let phase = MachinePhase::Booting {
             since: self.now.wall,
             deadline: self.now.after(Duration::from_secs(30)).wall,
+            detail: None,
         };
         let machine = Machine { generation, phase, asked: false };
         match fails {
@@ -564,4 +575,34 @@ fn a_machine_killed_for_not_booting_is_a_failed_start_and_not_an_endless_loop() 
         world.settle(|w| !matches!(w.worker.state, State::Backoff { .. }));
     }
     assert!(matches!(world.worker.state, State::Failed { .. }), "{:?}", world.worker.state);
+}
+
+#[test]
+fn a_machine_whose_project_is_not_ready_stays_for_a_look_until_somebody_asks() {
+    let mut world = World::new(1, Desired::Running, false, false);
+    world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
+    world.apply(Op::MachineUnprepared);
+    assert_eq!(world.worker.phase(), iii_protocol::api::Phase::Failed);
+    assert!(world.worker.state.next_tick().is_none() && world.machine.is_some());
+    let before = world.worker.record.generation;
+    world.apply(Op::Start);
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+    assert_eq!(world.worker.record.generation, before + 1);
+    assert_eq!(world.worker.record.restarts, 0);
+}
+
+#[test]
+fn a_new_daemon_finds_a_machine_that_is_not_ready_and_leaves_it_as_it_is() {
+    let mut world = World::new(1, Desired::Running, true, false);
+    world.machine.as_mut().unwrap().phase = MachinePhase::Unprepared {
+        since: world.now.wall,
+        what: "install".into(),
+        message: "exit code 1".into(),
+        hint: None,
+    };
+    world.apply(Op::AnswerClaim { fails: None, differs: false });
+    let State::Unready { cause } = &world.worker.state else { panic!("{:?}", world.worker.state) };
+    assert_eq!(cause.message, "install: exit code 1");
+    world.apply(Op::MachineEnds { code: 1, requested: false });
+    assert!(matches!(world.worker.state, State::Failed { .. }));
 }

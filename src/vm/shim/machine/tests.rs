@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Command;
 
+use super::last_word::MAX_GUEST_CHARS;
 use super::*;
 use crate::logs::LogRing;
 use crate::vm::spec::MachineSpec;
@@ -29,6 +30,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
         resources: Resources { memory_mib: 1, cpus: 1, disk_bytes: 1 },
         root_disk: dir.into(),
         process,
+        project: None,
         network: Network::default(),
         engine: Engine::default(),
         stop_signal: 15,
@@ -48,7 +50,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
     let console = pipe::Receiver::from_owned_fd(console.into()).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut vmm = Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
-    let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now() };
+    let phase = MachinePhase::Booting { since: Timestamp::now(), deadline: Timestamp::now(), detail: None };
     let mut machine = Machine {
         status: watch::Sender::new(ShimStatus {
             worker: "web".into(),
@@ -66,6 +68,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
         born: Instant::now(),
         agent: Agent::Absent,
         greeted: false,
+        preparation: None,
         running_since: None,
         last_word: None,
         is_written: false,

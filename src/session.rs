@@ -1,0 +1,470 @@
+//! The client's side of one session ([`iii_protocol::session`]): windows, frames and the end.
+//!
+//! [`start`] takes a connection to the agent and gives a [`Session`] in parts, each of which may go its own way, to
+//! a task or to a thread (what a thread calls is named `blocking_`):
+//!
+//! ```text
+//!   Input    ──▶ STDIN, STDIN_END      bytes go out as the agent's window allows; sending waits for that
+//!   Output   ◀── STDOUT (and STDERR)   bytes are credited when the next ones are asked for
+//!   Control  ──▶ SIGNAL, RESIZE, KILL
+//!   started  ◀── STARTED
+//!   ending   ◀── END, or why there was none; comes before the outputs are read to their end
+//! ```
+//!
+//! A task of its own moves the frames and always reads, so that one part which nobody serves holds up no other
+//! for longer than the window both outputs share. Dropping [`Ending`] closes the connection, whatever other
+//! parts are still there: the agent then ends what belongs to the session.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length, header};
+use iii_protocol::session::{
+    End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
+    KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
+    MAX_DATA_BYTES, Open, ReceiveWindow, SendWindow, Signal, Started, Task, TerminalSize, VERSION,
+    credit_payload, parse_credit,
+};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// How many pieces of input may wait for the window; each is what the caller made it.
+pub const INPUT_QUEUE: usize = 2;
+/// How many control frames may wait to be sent.
+pub const CONTROL_QUEUE: usize = 32;
+/// Bytes of frames that may wait for the carrier before nothing more is put behind them.
+const MAX_OUTGOING_BYTES: usize = 2 * MAX_DATA_BYTES;
+/// Bytes read at a time.
+const READ_BYTES: usize = MAX_DATA_BYTES;
+
+/// Why a session ended without END.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The connection ended: the worker or the daemon is gone.
+    #[error("the connection was lost")]
+    Disconnected,
+    /// The agent does not keep to the protocol.
+    #[error("the guest's agent sent what it should not: {0}")]
+    Broken(String),
+}
+
+/// One session; see the [module's head](self).
+#[derive(Debug)]
+pub struct Session {
+    /// To the command's standard input, or the archive to unpack.
+    pub input: Input,
+    /// Standard output, or the packed archive.
+    pub stdout: Output,
+    /// Standard error.
+    pub stderr: Output,
+    /// Signals and the like.
+    pub control: Control,
+    /// Comes when the command runs; an error when the session ended before that.
+    pub started: oneshot::Receiver<Started>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// The writing end of standard input. Dropped without [`Input::blocking_finish`] the input just stays open.
+#[derive(Debug)]
+pub struct Input {
+    fed: mpsc::Sender<Fed>,
+}
+
+#[derive(Debug)]
+enum Fed {
+    Bytes(Bytes),
+    End,
+}
+
+/// Nobody reads the input any more: the command closed it, or the session is over. Not a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nobody reads the input any more")]
+pub struct InputClosed;
+
+impl Input {
+    /// Sends bytes; waits while the window is closed. For a thread outside of any runtime, as all of this.
+    pub fn blocking_send(&mut self, bytes: Bytes) -> Result<(), InputClosed> {
+        self.fed.blocking_send(Fed::Bytes(bytes)).map_err(|_| InputClosed)
+    }
+
+    /// The end of the input, behind all that was sent.
+    pub async fn finish(self) -> Result<(), InputClosed> {
+        self.fed.send(Fed::End).await.map_err(|_| InputClosed)
+    }
+
+    /// Likewise, from a thread.
+    pub fn blocking_finish(self) -> Result<(), InputClosed> {
+        self.fed.blocking_send(Fed::End).map_err(|_| InputClosed)
+    }
+}
+
+/// The reading end of one output stream. Dropping it before its end tells the agent that nobody reads it any
+/// more, so that the writer gets SIGPIPE.
+#[derive(Debug)]
+pub struct Output {
+    // Has no limit of its own: the window is one.
+    bytes: mpsc::UnboundedReceiver<Bytes>,
+    taken: Arc<Taken>,
+    last: usize,
+}
+
+impl Output {
+    /// The next bytes, as they came; `None` at the end. Asking says that those before were dealt with.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        self.taken.add(std::mem::take(&mut self.last));
+        let bytes = self.bytes.recv().await?;
+        self.last = bytes.len();
+        Some(bytes)
+    }
+
+    /// Likewise, from a thread outside of any runtime.
+    pub fn blocking_next(&mut self) -> Option<Bytes> {
+        self.taken.add(std::mem::take(&mut self.last));
+        let bytes = self.bytes.blocking_recv()?;
+        self.last = bytes.len();
+        Some(bytes)
+    }
+}
+
+impl Drop for Output {
+    /// What nobody will look at is dealt with too: the other stream needs the room.
+    fn drop(&mut self) {
+        self.bytes.close();
+        let mut left = self.last;
+        while let Ok(bytes) = self.bytes.try_recv() {
+            left += bytes.len();
+        }
+        self.taken.add(left);
+    }
+}
+
+/// Bytes that readers have dealt with and that are not yet credited.
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: AtomicUsize,
+    more: Notify,
+}
+
+impl Taken {
+    fn add(&self, bytes: usize) {
+        if bytes > 0 {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.more.notify_one();
+        }
+    }
+}
+
+/// Sends control frames. What is said to a session that is over is forgotten.
+#[derive(Debug, Clone)]
+pub struct Control {
+    frames: mpsc::Sender<Frame>,
+}
+
+impl Control {
+    /// A signal for the foreground process group, by its Linux number.
+    pub async fn signal(&self, signal: i32) {
+        self.send(Frame::json(KIND_SIGNAL, &Signal { signal })).await;
+    }
+
+    /// The terminal's new size.
+    pub async fn resize(&self, size: TerminalSize) {
+        self.send(Frame::json(KIND_RESIZE, &size)).await;
+    }
+
+    /// SIGKILL to every process of the session.
+    pub async fn kill(&self) {
+        self.send(Frame { kind: KIND_KILL, payload: Vec::new() }).await;
+    }
+
+    async fn send(&self, frame: Frame) {
+        let _ = self.frames.send(frame).await;
+    }
+}
+
+/// The end of a session, once it comes.
+#[derive(Debug)]
+pub struct Ending {
+    end: oneshot::Receiver<Result<End, Lost>>,
+}
+
+impl Ending {
+    /// Waits for it. May be cancelled and asked again until it has answered; only once after that.
+    pub async fn wait(&mut self) -> Result<End, Lost> {
+        (&mut self.end).await.unwrap_or(Err(Lost::Disconnected))
+    }
+}
+
+/// The first frame of a session; an error when the task does not fit into one.
+pub fn open_frame(task: Task) -> Result<Vec<u8>, FrameError> {
+    Frame::json(KIND_OPEN, &Open { version: VERSION, task }).to_bytes()
+}
+
+/// The session on a connection that is the agent's from here on; `received` is what was read of it already, and
+/// `open` the [first frame](open_frame). Must be called within a runtime, which then moves the frames.
+pub fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
+    let (fed, input) = mpsc::channel(INPUT_QUEUE);
+    let (frames, control) = mpsc::channel(CONTROL_QUEUE);
+    let (stdout_sender, stdout) = mpsc::unbounded_channel();
+    let (stderr_sender, stderr) = mpsc::unbounded_channel();
+    let (started_sender, started) = oneshot::channel();
+    let (mut end_sender, end) = oneshot::channel();
+    let taken = Arc::<Taken>::default();
+    let mut mover = Mover {
+        stream,
+        incoming: BytesMut::from(received),
+        outgoing: BytesMut::from(open),
+        can_write: true,
+        input: Some(input),
+        pending: Bytes::new(),
+        send_window: SendWindow::default(),
+        receive_window: ReceiveWindow::default(),
+        outputs: [Some(stdout_sender), Some(stderr_sender)],
+        started: Some(started_sender),
+        taken: taken.clone(),
+    };
+    tokio::spawn(async move {
+        let result = tokio::select! {
+            result = mover.run(control) => result,
+            // The session was dropped.
+            () = end_sender.closed() => return,
+        };
+        let _ = end_sender.send(result);
+    });
+    let output = |bytes| Output { bytes, taken: taken.clone(), last: 0 };
+    Session {
+        input: Input { fed },
+        stdout: output(stdout),
+        stderr: output(stderr),
+        control: Control { frames },
+        started,
+        ending: Ending { end },
+    }
+}
+
+/// Moves the frames of one session.
+struct Mover {
+    stream: UnixStream,
+    /// What was read and is not yet a whole frame.
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    /// False once a write has failed: what is still to be read counts all the same.
+    can_write: bool,
+    /// `None` after its end, or when nobody reads it.
+    input: Option<mpsc::Receiver<Fed>>,
+    /// Input that the window had no room for.
+    pending: Bytes,
+    send_window: SendWindow,
+    receive_window: ReceiveWindow,
+    /// STDOUT and STDERR; `None` when nobody reads them.
+    outputs: [Option<mpsc::UnboundedSender<Bytes>>; 2],
+    started: Option<oneshot::Sender<Started>>,
+    taken: Arc<Taken>,
+}
+
+impl Mover {
+    async fn run(&mut self, mut control: mpsc::Receiver<Frame>) -> Result<End, Lost> {
+        let taken = self.taken.clone();
+        let mut has_control = true;
+        loop {
+            if let Some(end) = self.take_frames()? {
+                return Ok(end);
+            }
+            self.put_pending();
+            self.write()?;
+            let room = self.outgoing.len() < MAX_OUTGOING_BYTES;
+            let wants_input = room && self.pending.is_empty() && self.send_window.room() > 0;
+            tokio::select! {
+                ready = self.stream.readable() => {
+                    ready.map_err(|_| Lost::Disconnected)?;
+                    self.read()?;
+                }
+                _ = self.stream.writable(), if self.can_write && !self.outgoing.is_empty() => {}
+                frame = control.recv(), if room && has_control => match frame {
+                    Some(frame) => self.put(frame.kind, &frame.payload),
+                    None => has_control = false,
+                },
+                fed = receive(&mut self.input), if wants_input => self.feed(fed),
+                () = taken.more.notified() => self.credit(),
+                () = closed(&self.outputs[0]) => self.close_output(0, KIND_CLOSE_STDOUT),
+                () = closed(&self.outputs[1]) => self.close_output(1, KIND_CLOSE_STDERR),
+            }
+        }
+    }
+
+    fn put(&mut self, kind: u8, payload: &[u8]) {
+        // Only OPEN could be too long, and that was looked at.
+        if let Ok(header) = header(kind, payload.len()) {
+            self.outgoing.extend_from_slice(&header);
+            self.outgoing.extend_from_slice(payload);
+        }
+    }
+
+    fn put_pending(&mut self) {
+        while !self.pending.is_empty() && self.outgoing.len() < MAX_OUTGOING_BYTES {
+            let portion = self.pending.len().min(self.send_window.room()).min(MAX_DATA_BYTES);
+            if portion == 0 {
+                return;
+            }
+            self.send_window.sent(portion);
+            let bytes = self.pending.split_to(portion);
+            self.put(KIND_STDIN, &bytes);
+        }
+    }
+
+    fn feed(&mut self, fed: Option<Fed>) {
+        match fed {
+            Some(Fed::Bytes(bytes)) => self.pending = bytes,
+            Some(Fed::End) => {
+                self.put(KIND_STDIN_END, &[]);
+                self.input = None;
+            }
+            None => self.input = None,
+        }
+    }
+
+    fn credit(&mut self) {
+        if let Some(credit) = self.receive_window.taken(self.taken.bytes.swap(0, Ordering::Relaxed)) {
+            self.put(KIND_CREDIT, &credit_payload(credit));
+        }
+    }
+
+    fn close_output(&mut self, which: usize, kind: u8) {
+        self.outputs[which] = None;
+        self.put(kind, &[]);
+    }
+
+    fn write(&mut self) -> Result<(), Lost> {
+        while self.can_write && !self.outgoing.is_empty() {
+            match self.stream.try_write(&self.outgoing) {
+                Ok(written) => self.outgoing.advance(written),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // The last words may be here all the same: reading tells.
+                Err(_) => self.can_write = false,
+            }
+        }
+        if !self.can_write {
+            self.outgoing.clear();
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), Lost> {
+        self.incoming.reserve(READ_BYTES);
+        match self.stream.try_read_buf(&mut self.incoming) {
+            Ok(0) => Err(Lost::Disconnected),
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(Lost::Disconnected),
+        }
+    }
+
+    fn take_frames(&mut self) -> Result<Option<End>, Lost> {
+        while let Some(length) = frame_length(&self.incoming, MAX_FRAME_BYTES).map_err(broken)? {
+            let mut payload = self.incoming.split_to(length).freeze();
+            let kind = payload.split_to(HEADER_BYTES)[HEADER_BYTES - 1];
+            if let Some(end) = self.take(kind, payload)? {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, kind: u8, payload: Bytes) -> Result<Option<End>, Lost> {
+        match kind {
+            KIND_STDOUT => self.output(0, payload)?,
+            KIND_STDERR => self.output(1, payload)?,
+            KIND_CREDIT => {
+                let bytes = parse_credit(&payload).ok_or_else(|| broken("credit without a number"))?;
+                self.send_window.credited(bytes).map_err(broken)?;
+            }
+            KIND_STDIN_CLOSED => {
+                self.input = None;
+                self.pending = Bytes::new();
+            }
+            KIND_STARTED => {
+                let started = serde_json::from_slice(&payload).map_err(broken)?;
+                if let Some(sender) = self.started.take() {
+                    let _ = sender.send(started);
+                }
+            }
+            KIND_END => return serde_json::from_slice(&payload).map(Some).map_err(broken),
+            kind => return Err(broken(format!("a frame of the unknown kind {kind}"))),
+        }
+        Ok(None)
+    }
+
+    fn output(&mut self, which: usize, payload: Bytes) -> Result<(), Lost> {
+        let bytes = payload.len();
+        if bytes == 0 {
+            // Not counted by the window, so not kept either.
+            return Ok(());
+        }
+        self.receive_window.received(bytes).map_err(broken)?;
+        let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload).is_ok());
+        if !sent {
+            // Thrown away; the other stream still needs the room.
+            self.taken.add(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn broken(why: impl std::fmt::Display) -> Lost {
+    Lost::Broken(why.to_string())
+}
+
+async fn receive(input: &mut Option<mpsc::Receiver<Fed>>) -> Option<Fed> {
+    match input {
+        Some(input) => input.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn closed(output: &Option<mpsc::UnboundedSender<Bytes>>) {
+    match output {
+        Some(output) => output.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use iii_protocol::frame::read_frame;
+    use iii_protocol::session::WINDOW_BYTES;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_never_read_makes_room_for_the_other_stream() {
+        let (ours, mut agent) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut session = start(UnixStream::from_std(ours).unwrap(), &[], &[]);
+        let (wrote, written) = oneshot::channel();
+        let agent = tokio::task::spawn_blocking(move || {
+            let frame = Frame { kind: KIND_STDOUT, payload: vec![b'y'; MAX_DATA_BYTES] };
+            let mut window = SendWindow::default();
+            while window.room() > 0 {
+                window.sent(MAX_DATA_BYTES);
+                agent.write_all(&frame.to_bytes().unwrap()).unwrap();
+            }
+            wrote.send(()).unwrap();
+            while window.room() < WINDOW_BYTES {
+                let frame = read_frame(&mut agent).unwrap().unwrap();
+                match frame.kind {
+                    KIND_CREDIT => window.credited(parse_credit(&frame.payload).unwrap()).unwrap(),
+                    kind => assert_eq!(kind, KIND_CLOSE_STDOUT),
+                }
+            }
+        });
+        written.await.unwrap();
+        assert!(session.stdout.next().await.is_some());
+        drop(session.stdout);
+        agent.await.unwrap();
+    }
+}
