@@ -234,6 +234,10 @@ impl Running {
                 () = at(leave_at) => break,
             }
         }
+        if !known.asked_started {
+            // It came before the end did, though not necessarily to our eyes.
+            known.started = self.started.try_recv().ok();
+        }
         if let Some((code, _)) = known.killed {
             return Err(Failure::Code(code));
         }
