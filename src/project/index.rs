@@ -116,7 +116,7 @@ impl Index {
     }
 
     /// The content of the file.
-    fn to_bytes(&self) -> io::Result<Vec<u8>> {
+    pub(super) fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let mut out = Vec::with_capacity((self.entries.len() + 2) * USUAL_LINE_BYTES);
         writeln!(out, "{MAGIC} {INDEX_VERSION} {}", self.taken_ns)?;
         for Indexed { path, kind, mode } in &self.entries {
@@ -141,7 +141,7 @@ impl Index {
     }
 
     /// Reads what [`Index::to_bytes`] gives.
-    fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
         let mut lines = bytes.split(|&b| b == b'\n');
         let mut head = Words(lines.next().unwrap_or_default());
         if head.next() != Some(MAGIC.as_bytes()) || head.number::<u32>() != Some(INDEX_VERSION) {

@@ -15,6 +15,9 @@ use super::index::{Hash, Index, Indexed, IndexedKind};
 /// How much older than the listing a file's time has to be to be believed: the coarsest step of file systems.
 pub const RACY_NS: i128 = 2_000_000_000;
 
+/// Mode in the index of a folder that may not be there yet, and of what may be a folder or something else.
+const UNSENT_MODE: u32 = u32::MAX;
+
 /// One thing that goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
@@ -71,17 +74,17 @@ impl SyncPlan {
         let mut there: BTreeMap<&[u8], Indexed> =
             before.entries.iter().map(|entry| (&entry.path[..], entry.clone())).collect();
         for Outgoing { entry, .. } in &self.send {
-            match entry.kind {
-                // Sent again anyhow when it is in no index; what is there in its stead is still to be removed.
-                EntryKind::Folder => {}
-                EntryKind::File { .. } | EntryKind::Link { .. } => {
-                    let folder = there.get(&entry.path[..]).filter(|old| old.kind == IndexedKind::Folder);
-                    if folder.is_none() {
-                        let (path, mode) = (entry.path.clone(), entry.mode);
-                        there.insert(&entry.path, Indexed { path, kind: UNLIKE, mode });
-                    }
-                }
-            }
+            let (kind, mode) = match entry.kind {
+                EntryKind::Folder => (IndexedKind::Folder, UNSENT_MODE),
+                EntryKind::File { .. } | EntryKind::Link { .. } => (UNLIKE, entry.mode),
+            };
+            let is_folder = |kind: &IndexedKind| *kind == IndexedKind::Folder;
+            let was_other = |old: &Indexed| is_either(old) || is_folder(&old.kind) != is_folder(&kind);
+            let (kind, mode) = match there.get(&entry.path[..]).is_some_and(was_other) {
+                true => (UNLIKE, UNSENT_MODE),
+                false => (kind, mode),
+            };
+            there.insert(&entry.path, Indexed { path: entry.path.clone(), kind, mode });
         }
         Index { taken_ns: before.taken_ns, entries: there.into_values().collect() }
     }
@@ -122,14 +125,14 @@ pub fn diff<E>(
     let mut there = index.entries.iter().peekable();
     for entry in project {
         while let Some(gone) = there.next_if(|old| old.path < entry.path) {
-            plan.remove.push(removal(gone));
+            plan.remove.extend(removals(gone));
         }
         match there.next_if(|old| old.path == entry.path) {
             None => plan.send.push(Outgoing { entry: entry.clone(), sha256: None }),
             Some(old) => compare(entry, old, index.taken_ns, &mut hash, &mut plan)?,
         }
     }
-    plan.remove.extend(there.map(removal));
+    plan.remove.extend(there.flat_map(removals));
 
     // What is in a folder that goes as a whole needs no mention.
     let trees: HashSet<Vec<u8>> =
@@ -139,6 +142,16 @@ pub fn diff<E>(
     }
     plan.remove.sort_unstable_by(|a, b| b.path.cmp(&a.path));
     Ok(plan)
+}
+
+/// Whether it may be a folder or something else.
+fn is_either(old: &Indexed) -> bool {
+    old.mode == UNSENT_MODE && old.kind != IndexedKind::Folder
+}
+
+fn removals(gone: &Indexed) -> impl Iterator<Item = Removal> {
+    let folder = is_either(gone).then(|| Removal { path: gone.path.clone(), how: Remove::EmptyFolder });
+    std::iter::once(removal(gone)).chain(folder)
 }
 
 fn removal(gone: &Indexed) -> Removal {
@@ -157,7 +170,17 @@ fn compare<E>(
     plan: &mut SyncPlan,
 ) -> Result<(), E> {
     let mut send = |sha256| plan.send.push(Outgoing { entry: entry.clone(), sha256 });
+    if is_either(old) {
+        let how = if entry.kind == EntryKind::Folder { Remove::File } else { Remove::Tree };
+        send(None);
+        plan.remove.push(Removal { path: old.path.clone(), how });
+        return Ok(());
+    }
     let (sha256, same_time) = match (&entry.kind, &old.kind) {
+        (EntryKind::Folder, IndexedKind::Folder) if old.mode == UNSENT_MODE => {
+            send(None);
+            return Ok(());
+        }
         (EntryKind::Folder, IndexedKind::Folder) => (Hash::default(), true),
         (EntryKind::Link { target }, IndexedKind::Link { target: old }) => {
             if target != old {

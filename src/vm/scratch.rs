@@ -248,6 +248,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_noted_of_a_disk_goes_with_it_and_stays_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        let folder = home.managed("web");
+        create_private_dir(&folder).unwrap();
+        let note = || {
+            for name in [INDEX_NAME, MARKER_NAME] {
+                fs::write(folder.join(name), "noted").unwrap();
+            }
+        };
+        note();
+        let disk = ensure(&home, "web", 64 * MIB).unwrap();
+        assert!([INDEX_NAME, MARKER_NAME].iter().all(|name| !folder.join(name).exists()));
+        note();
+        ensure(&home, "web", 128 * MIB).unwrap();
+        assert!(OF_THE_DISK.iter().all(|name| folder.join(name).exists()));
+        fs::remove_file(disk).unwrap();
+        ensure(&home, "web", 64 * MIB).unwrap();
+        assert!(!folder.join(MARKER_NAME).exists());
+    }
+
+    #[test]
     fn a_damaged_scratch_disk_that_must_grow_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());

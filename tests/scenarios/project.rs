@@ -20,7 +20,7 @@ struct Local {
 }
 
 impl Local {
-    /// With these scripts besides `start`.
+    /// With these scripts besides `start`. One that is not among them would be inferred.
     fn new(scripts: &str) -> Local {
         let bed = Bed::new();
         let base = bed.push("base", &image(&[shell_layer()], json!({ "Env": ["FROM=base", "BOTH=base"] })));
@@ -130,7 +130,7 @@ fn a_project_is_copied_installed_once_and_runs_again_without_it() {
 
 #[test]
 fn an_install_that_fails_leaves_a_machine_to_look_into_and_a_start_that_tries_again() {
-    let local = Local::new("  install: echo looking for it; test -e fixed && touch done\n");
+    let local = Local::new("  setup: ''\n  install: echo looking for it; test -e fixed && touch done\n");
     let _daemon = local.start();
     let status = local.bed.wait_phase("app", Phase::Failed);
     let cause = status.cause.unwrap();
@@ -163,7 +163,8 @@ fn an_install_that_fails_leaves_a_machine_to_look_into_and_a_start_that_tries_ag
 
 #[test]
 fn an_install_that_was_killed_is_never_taken_for_a_whole_one() {
-    let local = Local::new("  install: echo begun >> ran; test -e go || sleep 600; echo whole >> ran\n");
+    let local =
+        Local::new("  setup: ''\n  install: echo begun >> ran; test -e go || sleep 600; echo whole >> ran\n");
     let daemon = local.start();
     local.bed.wait("app", "installing", |status| status.detail.as_deref() == Some("install runs"));
     local.bed.until("the script has begun", || match local.bed.is_process_tier() {
@@ -185,7 +186,7 @@ fn an_install_that_was_killed_is_never_taken_for_a_whole_one() {
 
 #[test]
 fn a_stop_ends_a_long_install_and_the_next_start_runs_it_again() {
-    let local = Local::new("  install: test -e go || sleep 600\n");
+    let local = Local::new("  setup: ''\n  install: test -e go || sleep 600\n");
     let _daemon = local.start();
     local.bed.wait("app", "installing", |status| status.detail.as_deref() == Some("install runs"));
     local.bed.ok(&["worker", "stop", "app"]);

@@ -242,7 +242,7 @@ async fn what_is_wrong_is_told_before_anything_is_pulled() {
     for (path, name, exclude, message) in [
         (&wrong, None, "x", "iii.worker.yaml:2:1: unknown key `kind`"),
         (&good, Some("a b"), "x", "cannot be a name"),
-        (&good, None, "a[", "is not a pattern"),
+        (&good, None, "[z-a]", "is not a pattern"),
     ] {
         let (name, exclude) = (name.map(str::to_owned), vec![exclude.to_owned()]);
         let args = AddArgs { dry_run: false, name, exclude, ..args(&[path]) };
