@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use iii::vm::SESSION_SOCKET;
-use iii_protocol::frame::{Frame, read_frame, write_frame};
+use iii_protocol::frame::{Frame, FrameError, read_frame, write_frame};
 use iii_protocol::session::*;
 use serde::Serialize;
 
@@ -78,7 +78,12 @@ impl Line {
     }
 
     pub fn send(&mut self, kind: u8, payload: &[u8]) {
-        write_frame(&mut self.stream, kind, payload).unwrap();
+        self.try_send(kind, payload).unwrap();
+    }
+
+    /// For what the client may close the connection upon.
+    pub fn try_send(&mut self, kind: u8, payload: &[u8]) -> Result<(), FrameError> {
+        write_frame(&mut self.stream, kind, payload)
     }
 
     pub fn tell(&mut self, kind: u8, value: &impl Serialize) {
