@@ -101,6 +101,18 @@ impl Input {
     }
 }
 
+/// As [`Input::blocking_send`]; whoever writes is told by `BrokenPipe` that nobody reads any more.
+impl io::Write for Input {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.blocking_send(Bytes::copy_from_slice(bytes)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The reading end of one output stream. Dropping it before its end tells the agent that nobody reads it any
 /// more, so that the writer gets SIGPIPE.
 #[derive(Debug)]

@@ -65,14 +65,13 @@ pub struct Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.input.blocking_send(Bytes::copy_from_slice(bytes));
-        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        self.passed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(bytes.len())
+        let written = self.input.write(bytes)?;
+        self.passed.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.input.flush()
     }
 }
 

@@ -8,7 +8,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use iii_archive::read::EntryKind as ArchiveKind;
 use iii_archive::write::{Head, Writer};
 use iii_protocol::session::{End, EndCause, MAX_DATA_BYTES, Task};
@@ -55,21 +54,17 @@ pub(super) fn survey(order: &Order) -> Result<Survey, Failed> {
         None
     });
     let before = before.unwrap_or_default();
-    for _ in 1..LISTINGS {
+    for _ in 0..LISTINGS {
         match look(order, &before) {
             Err(Unsteady::Gone) => {}
             Err(Unsteady::Failed(failed)) => return Err(failed),
             Ok((taken_ns, plan, keys)) => return Ok(Survey { before, taken_ns, plan, keys }),
         }
     }
-    match look(order, &before) {
-        Ok((taken_ns, plan, keys)) => Ok(Survey { before, taken_ns, plan, keys }),
-        Err(Unsteady::Failed(failed)) => Err(failed),
-        Err(Unsteady::Gone) => Err(Failed {
-            hint: Some("try again when nothing writes into it".to_owned()),
-            ..failed(format!("{} changes all the time", order.project.folder.display()))
-        }),
-    }
+    Err(Failed {
+        hint: Some("try again when nothing writes into it".to_owned()),
+        ..failed(format!("{} changes all the time", order.project.folder.display()))
+    })
 }
 
 enum Unsteady {
@@ -171,29 +166,28 @@ async fn update<T: Send + 'static>(
     order: &Order,
     what: &'static str,
     task: Task,
-    write: impl FnOnce(&mut BufWriter<SessionInput>) -> Result<T, Broken> + Send + 'static,
+    write: impl FnOnce(&mut BufWriter<Input>) -> Result<T, Broken> + Send + 'static,
 ) -> Result<T, Failed> {
     let lost = |why: &dyn std::fmt::Display| Failed::new(what, format!("the machine was lost: {why}"));
     let session = session(&order.session_socket, task).await.map_err(|e| lost(&e))?;
     let Session { input, mut ending, stdout: _stdout, stderr: _stderr, .. } = session;
     let writer = tokio::task::spawn_blocking(move || {
-        let mut out = BufWriter::with_capacity(MAX_DATA_BYTES, SessionInput(input));
+        let mut out = BufWriter::with_capacity(MAX_DATA_BYTES, input);
         let written = write(&mut out)?;
-        let input = out.into_inner().map_err(|e| Broken::Link(e.into_error()))?.0;
+        let input = out.into_inner().map_err(|e| Broken::Link(e.into_error()))?;
         input.blocking_finish().map_err(|e| Broken::Link(io::Error::other(e)))?;
         Ok(written)
     });
     let written = writer.await.map_err(|e| lost(&e))?;
-    // The guest would wait for the end of an input that stopped: half of it is never called whole.
     let written = match written {
+        // The guest would wait for the end of an input that stopped: half of it is never called whole.
         Err(Broken::Failed(failed)) => return Err(failed),
-        written => written,
+        // Why nobody takes it, the end of the session may tell better.
+        Err(Broken::Link(error)) => Err(lost(&error)),
+        Ok(written) => Ok(written),
     };
     match ending.wait().await.map_err(|e| lost(&e))? {
-        End { cause: EndCause::Exit { code: 0 } } => written.map_err(|broken| match broken {
-            Broken::Link(error) => lost(&error),
-            Broken::Failed(failed) => failed,
-        }),
+        End { cause: EndCause::Exit { code: 0 } } => written,
         End { cause: EndCause::CopyFailed { message, hint } | EndCause::CouldNotStart { message, hint } } => {
             Err(Failed { hint: hint.or_else(|| disk_hint(&message)), ..Failed::new(what, message) })
         }
@@ -205,20 +199,6 @@ fn disk_hint(message: &str) -> Option<String> {
     message.contains("No space left").then(|| {
         "raise `disk` under the worker's `resources:` in config.yaml, then start it again".to_owned()
     })
-}
-
-/// The reading end is a session.
-struct SessionInput(Input);
-
-impl Write for SessionInput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.blocking_send(Bytes::copy_from_slice(bytes)).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The list of changes as the guest takes it ([`Task::Update`]).
@@ -251,7 +231,7 @@ fn changes(plan: &SyncPlan) -> Vec<u8> {
 fn archive(
     folder: &Path,
     send: &[Outgoing],
-    out: &mut BufWriter<SessionInput>,
+    out: &mut BufWriter<Input>,
 ) -> Result<Vec<Option<Hash>>, Broken> {
     if send.is_empty() {
         return Ok(Vec::new());

@@ -6,7 +6,7 @@
 //! ```text
 //!   shim ── Order, a line of JSON on stdin, which stays open ─────▶ iii __prepare      lists, compares
 //!        ── "held\n": the guest takes sessions ───────────────────▶                    copies, runs setup and install
-//!        ◀── frames: PROGRESS, EVENT, SETUP, INSTALL; at last DONE or FAILED ──
+//!        ◀── frames: PROGRESS, NOTE, SETUP, INSTALL; at last DONE or FAILED ──
 //! ```
 //!
 //! What was done is noted on the host, beside the disk, and only once the guest has flushed it. Before anything is
