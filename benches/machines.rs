@@ -90,7 +90,7 @@ fn main() {
     }
     let ours = exec::measure(&exec::Iii(&bed));
     bed.ok(&["worker", "stop", "bench"]);
-    let floors: Vec<Duration> = (0..ROUNDS).map(|_| Bare::boot(&bed).hello_after).collect();
+    let floors: Vec<Duration> = (0..ROUNDS).map(|_| Bare::boot(&bed, None).hello_after).collect();
     let (start, stop, floor) = (median(starts), median(stops), median(floors));
     rows.push(row("floor: bare libkrun to hello", seconds(floor), "", true));
     let ratio = start.as_secs_f64() / floor.as_secs_f64();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iii_protocol::frame::{Frame, read_frame};
-use iii_protocol::guest::{BootPlan, KIND_HELLO, KIND_PLAN, ProcessPlan, RootPlan, VERSION};
+use iii_protocol::guest::{BootPlan, GuestNetwork, KIND_HELLO, KIND_PLAN, ProcessPlan, RootPlan, VERSION};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::bed::Bed;
@@ -21,13 +21,18 @@ pub(crate) struct Bare {
     vmm: Child,
     agent: UnixStream,
     listener: UnixListener,
-    /// The other end of the guest's network device, which nobody serves.
-    _network: UnixDatagram,
+    /// How the guest sets its network device up.
+    network: Option<GuestNetwork>,
+    /// The other end of the network device where nobody serves it.
+    _unserved: UnixDatagram,
 }
 
 impl Bare {
-    /// With the same agent and disks as the bed's worker, which must be stopped.
-    pub(crate) fn boot(bed: &Bed) -> Bare {
+    /// With the same agent and disks as the bed's worker, which must be stopped. `network` is the socket behind
+    /// the guest's network device, where a server of a stream of frames has the other end, and how the guest sets the
+    /// device up.
+    pub(crate) fn boot(bed: &Bed, network: Option<(UnixStream, GuestNetwork)>) -> Bare {
+        let (guests_end, network) = network.unzip();
         let [socket, sessions, engine] =
             ["floor.sock", "floor-sessions.sock", "floor-engine.sock"].map(|name| bed.home().join(name));
         for stale in [&socket, &sessions] {
@@ -40,15 +45,19 @@ impl Bare {
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|e| e == "erofs"))
             .expect("a root disk");
+        let (unserved, nobody) = UnixDatagram::pair().expect("a pair of sockets");
+        let (link, guests_end) = match guests_end {
+            Some(stream) => ("stream", OwnedFd::from(stream)),
+            None => ("messages", nobody.into()),
+        };
         // The order names whom the machine must not outlive.
         let config = serde_json::json!({ "shim_pid": std::process::id(), "kind": {
             "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
             "scratch_disk": bed.home().join("managed/bench/scratch.ext4"),
             "sockets": { "control": socket, "sessions": sessions, "engine": engine },
-            "libkrunfw": environment("III_LIBKRUNFW_PATH"),
+            "libkrunfw": environment("III_LIBKRUNFW_PATH"), "network_link": link,
         } });
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let (network, guests_end) = UnixDatagram::pair().expect("a pair of sockets");
         let began = Instant::now();
         let vmm = Command::new(binary())
             .arg("__vmm")
@@ -67,7 +76,7 @@ impl Bare {
         let frame = read_frame(&mut agent).expect("a frame").expect("a frame");
         let hello_after = began.elapsed();
         assert_eq!(frame.kind, KIND_HELLO);
-        Bare { hello_after, vmm, agent, listener, _network: network }
+        Bare { hello_after, vmm, agent, listener, network, _unserved: unserved }
     }
 
     /// Runs a program in the guest that connects to the control port, and hands that second connection over.
@@ -77,7 +86,7 @@ impl Bare {
             version: VERSION,
             hostname: "bare".into(),
             root: RootPlan::Overlay { lower: "/dev/vda".into(), upper: "/dev/vdb".into() },
-            network: None,
+            network: self.network.clone(),
             engine_port: None,
             hold: false,
             workload: ProcessPlan {

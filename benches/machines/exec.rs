@@ -131,14 +131,14 @@ pub(crate) struct Plain {
 
 pub(crate) fn plain_vsock(bed: &Bed) -> Plain {
     let bytes = PLAIN_MEBIBYTES * MEBIBYTE;
-    let mut machine = Bare::boot(bed);
+    let mut machine = Bare::boot(bed, None);
     let mut connection = machine.connection_of(&["/bin/flood", "send", &bytes.to_string()]);
     let began = Instant::now();
     assert_eq!(drain(&mut connection), bytes);
     let out = rate(PLAIN_MEBIBYTES, began);
     drop(machine);
 
-    let mut machine = Bare::boot(bed);
+    let mut machine = Bare::boot(bed, None);
     let mut connection = machine.connection_of(&["/bin/flood", "take", &bytes.to_string()]);
     let began = Instant::now();
     fill(&mut connection, bytes);

@@ -3,7 +3,7 @@
 //! libkrun runs one VM per process, `krun_start_enter` never returns from a running VM (the process ends
 //! with the guest), and errors collapse to `-EINVAL` with the reason on stderr, which the shim keeps.
 
-use std::ffi::{CString, NulError};
+use std::ffi::{CString, NulError, c_char, c_int};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,25 @@ pub(super) struct VmmConfig {
     pub(super) sockets: GuestSockets,
     /// The guest kernel's library; loaded by path, so that libkrun's load by name finds it.
     pub(super) libkrunfw: PathBuf,
+    /// What the socket behind the network device speaks.
+    #[serde(default)]
+    pub(super) network_link: NetworkLink,
 }
+
+/// How Ethernet frames go through the socket behind the guest's network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum NetworkLink {
+    /// One message, one frame: the shim's stack.
+    #[default]
+    Messages,
+    /// A stream, with a frame's length (32 bits, big endian) in front of it, as passt and QEMU have it. Only benchmarks
+    /// ask for it, to have such a peer behind the same machine.
+    Stream,
+}
+
+/// The two functions of libkrun that add a network device.
+type AddNet = unsafe extern "C" fn(u32, *const c_char, c_int, *const u8, u32, u32) -> i32;
 
 /// Why the VM was not entered.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +107,7 @@ pub(super) enum KrunError {
 }
 
 /// Builds the machine and becomes it. Returns only if that failed. `network` is the other end of the guest's network
-/// device, a socket that keeps the borders of messages: it is libkrun's from here on.
+/// device, a socket as the configuration says: it is libkrun's from here on.
 pub(super) fn enter(config: &VmmConfig, network: RawFd) -> KrunError {
     match try_enter(config, network) {
         Ok(never) => match never {},
@@ -165,11 +183,13 @@ fn try_enter(config: &VmmConfig, network: RawFd) -> Result<std::convert::Infalli
         krun::krun_add_vsock_port2(ctx, SESSION_PORT, session_socket.as_ptr(), true)
     })?;
     let (no_path, features) = (std::ptr::null(), NET_CSUM | NET_LARGE_FRAMES);
+    let (step, add_net): (_, AddNet) = match config.network_link {
+        NetworkLink::Messages => ("krun_add_net_unixgram", krun::krun_add_net_unixgram),
+        NetworkLink::Stream => ("krun_add_net_unixstream", krun::krun_add_net_unixstream),
+    };
     // SAFETY: a null path means that the descriptor is to be used, which is open in this process and which nobody else
     // here refers to, so that libkrun may own it; the address is six bytes that outlive the call, which copies them.
-    check("krun_add_net_unixgram", unsafe {
-        krun::krun_add_net_unixgram(ctx, no_path, network, GUEST_MAC.as_ptr(), features, NET_FLAGS)
-    })?;
+    check(step, unsafe { add_net(ctx, no_path, network, GUEST_MAC.as_ptr(), features, NET_FLAGS) })?;
     // SAFETY: the path is NUL-terminated and outlives the call, which copies it.
     check("krun_set_console_output", unsafe { krun::krun_set_console_output(ctx, console.as_ptr()) })?;
 

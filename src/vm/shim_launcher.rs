@@ -37,6 +37,9 @@ const ATTACH_ATTEMPTS: u32 = 40;
 const ATTACH_PAUSE: Duration = Duration::from_millis(50);
 /// Variables of the daemon's environment that a shim gets; the rest may hold the user's secrets.
 const KEPT_VARIABLES: [&str; 3] = ["PATH", "LD_LIBRARY_PATH", "RUST_BACKTRACE"];
+/// glibc's allocator in a shim: one heap for its few threads, and the large buffers of connections outside of it, where
+/// only the pages that are used take memory, and go back with the connection.
+const SHIM_ALLOCATOR: &str = "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536";
 /// The shim's own log is kept below this, bytes.
 const SHIM_LOG_BYTES: u64 = 256 * 1024;
 
@@ -123,6 +126,7 @@ impl ShimLauncher {
             .arg("__shim")
             .env_clear()
             .envs(KEPT_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .env("GLIBC_TUNABLES", SHIM_ALLOCATOR)
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(OwnedFd::from(lock))

@@ -254,7 +254,8 @@ fn a_foreign_python_image_finds_in_the_guest_what_its_layers_promised() {
     assert!(said.text().contains("user=app cwd=/app FOO=bar"), "{said:?}");
 }
 
-fn load(bed: &Bed, name: &str) {
+/// An image of `scripts/make-images`, by its name, into the bed's registry.
+pub(crate) fn load(bed: &Bed, name: &str) {
     let folder =
         std::env::var_os("III_TEST_IMAGES").expect("III_TEST_IMAGES names no folder: use `make test`");
     bed.registry.load_oci_layout(&Path::new(&folder).join("layouts").join(name), name, "latest");

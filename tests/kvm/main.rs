@@ -1,6 +1,6 @@
 //! Real microVMs: the scenarios of `tests/it` on libkrun, and what only a guest can tell.
 //!
-//! Needs a usable /dev/kvm and the release binary in III_BIN; `make test` sees to both.
+//! Needs a usable /dev/kvm, the release binary in III_BIN, and hosts outside in III_TEST_WORLD; `make test` sees to all.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A worker's network as its guest finds it. What the host has here is its loopback; nothing goes any further.
+//! A worker's network as its guest finds it. Here the host has its loopback; `outside` and `attack` have hosts beyond it,
+//! which are this machine's too (`world`): nothing goes any further.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,6 +9,21 @@ use iii_protocol::api::Phase;
 use sha2::{Digest as _, Sha256};
 
 use crate::scenarios::Bed;
+
+mod attack;
+mod outside;
+mod world;
+
+/// The image of `scripts/images/probe.c` and `attack.c`, which waits for them to be run; its reference.
+fn attacker(bed: &Bed) -> String {
+    crate::guest::load(bed, "attack");
+    bed.registry.reference("attack:latest")
+}
+
+/// What a command in worker `w` prints; it must succeed.
+fn exec(bed: &Bed, options: &[&str], command: &[&str]) -> String {
+    bed.ok(&[&["worker", "exec"], options, &["w"], command].concat())
+}
 
 /// Answers every connection with `answer` once it has heard something, or its end.
 fn server(answer: Vec<u8>) -> u16 {

@@ -18,4 +18,4 @@ mod reload;
 mod restart;
 
 #[allow(unused_imports, reason = "two tiers share it, and each uses a part")]
-pub use bed::{Bed, Tier, shell_layer};
+pub use bed::{Bed, Daemon, Tier, shell_layer};

@@ -20,8 +20,8 @@
 //! for each connection or flow: one that is open stays open when its name's time is over. Nothing wakes up by itself:
 //! timers exist only while something waits for them.
 //!
-//! Nothing grows without bound. Bytes of a connection lie in the two buffers of its socket and nowhere else (128 KiB
-//! each while few have them, 16 KiB later). Each table has its limit in
+//! Nothing grows without bound. Bytes of a connection lie in the two buffers of its socket and nowhere else (512 KiB
+//! to the guest and 128 KiB from it while few have them, 16 KiB later). Each table has its limit in
 //! [`Limits`], each queue a constant.
 //!
 //! # What the VMM does with its end
@@ -51,6 +51,7 @@
 //! IP fragments and IPv6 extension headers are dropped: with this MTU no honest guest needs them. Multicast and
 //! broadcast do not leave. A published port leads to the guest's IPv4 address.
 
+mod checksum;
 mod dhcp;
 mod dns;
 mod dns_stream;
@@ -82,4 +83,4 @@ pub use report::{
 };
 pub use settings::{HostAddresses, Limits, RESOLV_CONF, Resolvers, Settings};
 pub use special::special;
-pub use tcp::{BUFFER_BYTES, BUFFERS_BYTES, SMALL_BUFFER_BYTES};
+pub use tcp::{BUFFERS_BYTES, FROM_GUEST_BYTES, SMALL_BUFFER_BYTES, TO_GUEST_BYTES};

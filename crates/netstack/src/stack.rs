@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iii_protocol::network::{
     Egress, GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, GUEST_MAC,
@@ -24,6 +25,8 @@ use crate::{icmp, neighbor, tcp, udp};
 
 /// Frames of the guest that are handled before others get their turn.
 const FRAMES_AT_ONCE: usize = 64;
+/// How long the host's addresses are taken for what they were. To ask takes longer than the rest of a connection's start.
+const INTERFACES_AGE: Duration = Duration::from_secs(1);
 
 /// What all parts share. One thread has it, so nothing is locked, and no borrow is held across an await.
 pub(crate) struct Shared {
@@ -40,6 +43,8 @@ pub(crate) struct Shared {
     /// Where datagrams are received, by one at a time.
     pub(crate) datagram: RefCell<Vec<u8>>,
     host_addresses: HostAddresses,
+    /// What [`interfaces`] said last, and when.
+    interfaces: RefCell<Option<(tokio::time::Instant, Rc<[IpAddr]>)>>,
     reporter: RefCell<Reporter>,
     summary: Notify,
     events: mpsc::Sender<Event>,
@@ -67,6 +72,7 @@ impl Shared {
             descriptor_free: Notify::new(),
             datagram: RefCell::new(vec![0; usize::from(u16::MAX)]),
             host_addresses: settings.host_addresses,
+            interfaces: RefCell::default(),
             reporter: RefCell::default(),
             summary: Notify::new(),
             events,
@@ -101,16 +107,9 @@ impl Shared {
 
     /// May the guest reach this?
     pub(crate) fn judge(&self, to: IpAddr, port: Option<u16>) -> Verdict {
-        let own = match &self.host_addresses {
-            HostAddresses::Fixed(own) => own.clone(),
-            // Neither asks for them.
-            HostAddresses::Interfaces
-                if matches!(self.egress, Egress::None | Egress::All) || is_gateway(to) =>
-            {
-                Vec::new()
-            }
-            HostAddresses::Interfaces => interfaces(),
-        };
+        // Neither of these asks for them.
+        let is_asked = !(matches!(self.egress, Egress::None | Egress::All) || is_gateway(to));
+        let own = if is_asked { self.own_addresses() } else { Rc::default() };
         let pins = self.pins.borrow();
         let knowledge = Knowledge { pins: &pins, own: &own, now: std::time::Instant::now() };
         judge(&self.egress, knowledge, to, port)
@@ -118,11 +117,25 @@ impl Shared {
 
     /// Whether it was already decided that this destination may be the host itself.
     pub(crate) fn may_reach_host(&self, to: IpAddr) -> bool {
-        let is_own = || match &self.host_addresses {
-            HostAddresses::Fixed(own) => own.contains(&to),
-            HostAddresses::Interfaces => interfaces().contains(&to),
-        };
-        matches!(self.egress, Egress::All) || is_gateway(to) || is_own()
+        matches!(self.egress, Egress::All) || is_gateway(to) || self.own_addresses().contains(&to)
+    }
+
+    /// The host's own addresses. One that it has only just got is noticed late, and yet in time: a connection that does
+    /// not leave the host is known by its two ends.
+    fn own_addresses(&self) -> Rc<[IpAddr]> {
+        if let HostAddresses::Fixed(own) = &self.host_addresses {
+            return own.as_slice().into();
+        }
+        let now = tokio::time::Instant::now();
+        let mut known = self.interfaces.borrow_mut();
+        match &*known {
+            Some((asked, own)) if now.duration_since(*asked) < INTERFACES_AGE => Rc::clone(own),
+            _ => {
+                let own: Rc<[IpAddr]> = interfaces().into();
+                *known = Some((now, Rc::clone(&own)));
+                own
+            }
+        }
     }
 
     /// Counts a refusal, and reports it if its turn has come.

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use super::console::Console;
 use super::{AGENT_SOCKET, ENGINE_SOCKET, SESSION_SOCKET, ShimSpec};
-use crate::vm::krun::VmmConfig;
+use crate::vm::krun::{NetworkLink, VmmConfig};
 use crate::vm::vmm::{GuestSockets, MAX_ORDER_BYTES, VmmKind, VmmOrder};
 
 /// Starts `iii __vmm` and tells it what to become; its outputs are the console. `network` is the guest's end of its
@@ -30,6 +30,7 @@ pub(super) async fn spawn_vmm(spec: &ShimSpec, network: &OwnedFd) -> anyhow::Res
             scratch_disk: spec.scratch_disk.clone(),
             sockets,
             libkrunfw: libkrunfw.clone(),
+            network_link: NetworkLink::default(),
         }),
         #[cfg(feature = "process-launcher")]
         None => VmmKind::Process { sockets, scratch_disk: spec.scratch_disk.clone() },

@@ -12,6 +12,8 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
+use super::{FROM_GUEST_BYTES, SMALL_BUFFER_BYTES, TO_GUEST_BYTES};
+use crate::checksum;
 use crate::link::Link;
 
 /// How long the guest may take to complete a handshake.
@@ -25,6 +27,23 @@ pub(crate) struct Machine {
     is_established: bool,
     /// Both sides have said their FIN, and the guest has acknowledged ours.
     is_orderly: bool,
+}
+
+/// Bytes of the two buffers of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Buffers {
+    from_guest: usize,
+    to_guest: usize,
+}
+
+impl Buffers {
+    pub(crate) const LARGE: Buffers = Buffers { from_guest: FROM_GUEST_BYTES, to_guest: TO_GUEST_BYTES };
+    pub(crate) const SMALL: Buffers =
+        Buffers { from_guest: SMALL_BUFFER_BYTES, to_guest: SMALL_BUFFER_BYTES };
+
+    pub(crate) const fn total(self) -> usize {
+        self.from_guest + self.to_guest
+    }
 }
 
 /// What a poll left behind.
@@ -47,8 +66,8 @@ pub(crate) enum End {
 
 impl Machine {
     /// Waits for the guest's SYN to `outside`, which is to be fed next. `None` for addresses that no socket can have.
-    pub(crate) fn listen(outside: SocketAddr, buffer: usize, seed: u64, now: Instant) -> Option<Machine> {
-        let mut machine = Machine::new(outside, buffer, seed, now)?;
+    pub(crate) fn listen(outside: SocketAddr, buffers: Buffers, seed: u64, now: Instant) -> Option<Machine> {
+        let mut machine = Machine::new(outside, buffers, seed, now)?;
         machine.socket().listen(endpoint(outside)).ok()?;
         Some(machine)
     }
@@ -57,17 +76,17 @@ impl Machine {
     pub(crate) fn connect(
         outside: SocketAddr,
         guest: SocketAddr,
-        buffer: usize,
+        buffers: Buffers,
         seed: u64,
         now: Instant,
     ) -> Option<Machine> {
-        let mut machine = Machine::new(outside, buffer, seed, now)?;
+        let mut machine = Machine::new(outside, buffers, seed, now)?;
         let socket = machine.sockets.get_mut::<Socket<'_>>(machine.handle);
         socket.connect(machine.interface.context(), endpoint(guest), endpoint(outside)).ok()?;
         Some(machine)
     }
 
-    fn new(outside: SocketAddr, buffer: usize, seed: u64, now: Instant) -> Option<Machine> {
+    fn new(outside: SocketAddr, buffers: Buffers, seed: u64, now: Instant) -> Option<Machine> {
         let address = IpAddress::from(outside.ip());
         if !address.is_unicast() || outside.port() == 0 {
             return None;
@@ -80,8 +99,8 @@ impl Machine {
             // One address is all there is, and there is room for one.
             let _ = own.push(IpCidr::new(address, prefix));
         });
-        let ring = || SocketBuffer::new(vec![0; buffer]);
-        let mut socket = Socket::new(ring(), ring());
+        let ring = |bytes| SocketBuffer::new(vec![0; bytes]);
+        let mut socket = Socket::new(ring(buffers.from_guest), ring(buffers.to_guest));
         // The kernels at both ends have their own ideas of when to wait, and acknowledgements are few with this MTU.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -176,7 +195,11 @@ struct ToSend<'a>(&'a Link);
 
 impl TxToken for ToSend<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        self.0.send_packet(length, f)
+        self.0.send_packet(length, |packet| {
+            let result = f(packet);
+            checksum::fill_tcp(packet);
+            result
+        })
     }
 }
 
@@ -224,13 +247,13 @@ impl Device for Capabilities {
 }
 
 fn capabilities() -> DeviceCapabilities {
-    let mut checksum = ChecksumCapabilities::default();
+    let mut checksums = ChecksumCapabilities::default();
     // The link is memory. libkrun drops the header that says "checksum not computed yet", so a guest that was offered
-    // to leave it out sends none, and there is nothing to verify.
-    checksum.tcp = Checksum::Tx;
+    // to leave it out sends none, and there is nothing to verify. Ours are filled in as they are sent.
+    checksums.tcp = Checksum::None;
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
     capabilities.max_transmission_unit = MTU as usize;
-    capabilities.checksum = checksum;
+    capabilities.checksum = checksums;
     capabilities
 }

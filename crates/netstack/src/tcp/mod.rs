@@ -25,7 +25,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 
 use self::conn::{Conn, Next};
-use self::machine::Machine;
+use self::machine::{Buffers, Machine};
 use self::outside::Outside;
 use crate::dns_stream::DnsStream;
 use crate::policy::{Reason, Verdict};
@@ -37,10 +37,13 @@ use crate::wire::{Packet, Unreachable, send_reset, send_unreachable};
 /// Bytes of a SYN that are kept while the host dials: headers with all their options. What a SYN carries beyond them
 /// (RFC 7413) the guest sends again.
 const MAX_SYN_BYTES: usize = 60 + 60;
-/// Buffer of each direction of a connection, while there are few.
-pub const BUFFER_BYTES: usize = 128 << 10;
-/// Buffer of each direction once [`BUFFERS_BYTES`] are given away. An allocator may touch all of it, so this is what an
-/// idle connection costs when there are many.
+/// What waits for the guest in a connection, while there are few. Several of the largest frames: each wake-up of a guest
+/// is dear, and so is each of its acknowledgements.
+pub const TO_GUEST_BYTES: usize = 512 << 10;
+/// What waits for the outside in a connection, while there are few.
+pub const FROM_GUEST_BYTES: usize = 128 << 10;
+/// Either, once [`BUFFERS_BYTES`] are given away. An allocator may touch all of it, so this is what an idle connection
+/// costs when there are many.
 pub const SMALL_BUFFER_BYTES: usize = 16 << 10;
 /// What large buffers may take together; later connections get small ones.
 pub const BUFFERS_BYTES: usize = 64 << 20;
@@ -76,19 +79,19 @@ impl Table {
         self.flows.borrow().len() >= limits.tcp_connections
     }
 
-    /// Size of the buffers of one more connection.
-    fn lend(&self) -> usize {
-        let wanted = 2 * BUFFER_BYTES;
-        if self.large_bytes.get() + wanted > BUFFERS_BYTES {
-            return SMALL_BUFFER_BYTES;
+    /// Sizes of the buffers of one more connection.
+    fn lend(&self) -> Buffers {
+        let left = BUFFERS_BYTES - self.large_bytes.get();
+        if left < Buffers::LARGE.total() {
+            return Buffers::SMALL;
         }
-        self.large_bytes.set(self.large_bytes.get() + wanted);
-        BUFFER_BYTES
+        self.large_bytes.set(self.large_bytes.get() + Buffers::LARGE.total());
+        Buffers::LARGE
     }
 
-    fn give_back(&self, buffer: usize) {
-        if buffer == BUFFER_BYTES {
-            self.large_bytes.set(self.large_bytes.get() - 2 * BUFFER_BYTES);
+    fn give_back(&self, buffers: Buffers) {
+        if buffers == Buffers::LARGE {
+            self.large_bytes.set(self.large_bytes.get() - buffers.total());
         }
     }
 
@@ -245,12 +248,12 @@ fn leads_home(stream: &TcpStream) -> bool {
 }
 
 fn open_from_guest(shared: &Rc<Shared>, key: FlowKey, syn: &[u8], outside: Outside) {
-    let buffer = shared.tcp.lend();
-    let Some(machine) = Machine::listen(key.outside, buffer, shared.seed(), shared.now()) else {
-        shared.tcp.give_back(buffer);
+    let buffers = shared.tcp.lend();
+    let Some(machine) = Machine::listen(key.outside, buffers, shared.seed(), shared.now()) else {
+        shared.tcp.give_back(buffers);
         return refuse(shared, syn);
     };
-    let conn = open(shared, key, machine, outside, buffer);
+    let conn = open(shared, key, machine, outside, buffers);
     conn.ingress(syn, shared);
 }
 
@@ -269,20 +272,20 @@ pub(crate) fn open_to_guest(shared: &Rc<Shared>, stream: TcpStream, guest_port: 
     }
     let key = FlowKey { guest: guest_port, outside: SocketAddr::new(gateway, port) };
     let guest = SocketAddr::new(IpAddr::V4(GUEST_IPV4), guest_port);
-    let buffer = shared.tcp.lend();
-    match Machine::connect(key.outside, guest, buffer, shared.seed(), shared.now()) {
+    let buffers = shared.tcp.lend();
+    match Machine::connect(key.outside, guest, buffers, shared.seed(), shared.now()) {
         Some(machine) => {
             shared.counters.tcp_accepted.add(1);
-            open(shared, key, machine, outside, buffer);
+            open(shared, key, machine, outside, buffers);
         }
         None => {
-            shared.tcp.give_back(buffer);
+            shared.tcp.give_back(buffers);
             outside.reset_on_close();
         }
     }
 }
 
-fn open(shared: &Rc<Shared>, key: FlowKey, machine: Machine, outside: Outside, buffer: usize) -> Rc<Conn> {
+fn open(shared: &Rc<Shared>, key: FlowKey, machine: Machine, outside: Outside, buffers: Buffers) -> Rc<Conn> {
     let conn = Conn::new(machine, outside);
     shared.tcp.flows.borrow_mut().insert(key, Entry::Open(Rc::clone(&conn)));
     shared.counters.tcp_open.add(1);
@@ -290,7 +293,7 @@ fn open(shared: &Rc<Shared>, key: FlowKey, machine: Machine, outside: Outside, b
     tokio::task::spawn_local(async move {
         Rc::clone(&task).run(Rc::clone(&shared)).await;
         shared.tcp.remove(&key, &task);
-        shared.tcp.give_back(buffer);
+        shared.tcp.give_back(buffers);
         shared.counters.tcp_open.subtract(1);
         shared.descriptor_free.notify_one();
     });

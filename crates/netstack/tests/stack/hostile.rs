@@ -1,12 +1,15 @@
 //! A guest that means harm.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant, SystemTime};
 
 use iii_netstack::{Event, REFUSALS_PER_SECOND};
-use iii_protocol::network::{Egress, GATEWAY_IPV4, GATEWAY_MAC, GUEST_IPV4, GUEST_MAC};
+use iii_protocol::network::{
+    Destination, Egress, GATEWAY_IPV4, GATEWAY_MAC, GUEST_IPV4, GUEST_MAC, PortRange, Rule,
+};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use smoltcp::socket::tcp::State;
 
 use crate::guest::{Guest, by_gateway, event, eventually, start};
@@ -14,6 +17,10 @@ use crate::tcp::echo;
 
 /// Random frames and random changes of good ones.
 const FRAMES: usize = 20_000;
+/// How long the stack is fuzzed, unless `III_FUZZ_SECONDS` says otherwise.
+const FUZZ_SECONDS: u64 = 2;
+/// After so many frames it has to serve as if nothing had been.
+const FRAMES_BETWEEN_LOOKS: u64 = 2_000;
 
 fn frame(ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&GATEWAY_MAC[..], &GUEST_MAC, &ethertype.to_be_bytes(), payload].concat()
@@ -69,19 +76,9 @@ fn good_frames(port: u16) -> Vec<Vec<u8>> {
     ]
 }
 
-fn still_serves(guest: &mut Guest, address: SocketAddr) {
-    let mut buffer = vec![0; 70000];
-    while guest.wire.socket.recv(&mut buffer).is_ok() {}
-    let connection = guest.open(by_gateway(address));
-    guest.send(connection, b"still there?");
-    assert_eq!(guest.receive(connection, 12), b"still there?");
-}
-
-#[test]
-fn any_bytes_leave_the_stack_serving() {
-    let address = echo();
-    let (mut guest, handle) = start(Egress::All);
-    // A connection in the middle of things, whose segments are among those that are changed.
+/// Random frames, most of them good ones that were changed. Opens a connection in the middle of things, whose segments
+/// are among those.
+fn frames(guest: &mut Guest, address: SocketAddr) -> impl Strategy<Value = Vec<u8>> + use<> {
     let connection = guest.open(by_gateway(address));
     let ports = guest.tcp(connection).local_endpoint().unwrap().port;
     let mut good = good_frames(address.port());
@@ -105,7 +102,25 @@ fn any_bytes_leave_the_stack_serving() {
     let noise = proptest::collection::vec(any::<u8>(), 1..200);
     let aimed = (any::<bool>(), proptest::collection::vec(any::<u8>(), 0..120))
         .prop_map(|(four, bytes)| frame(if four { 0x0800 } else { 0x86dd }, &bytes));
-    let strategy = prop_oneof![6 => mutated, 1 => noise, 1 => aimed];
+    prop_oneof![6 => mutated, 1 => noise, 1 => aimed]
+}
+
+fn still_serves(guest: &mut Guest, address: SocketAddr) {
+    let mut buffer = vec![0; 70000];
+    while guest.wire.socket.recv(&mut buffer).is_ok() {}
+    let connection = guest.open(by_gateway(address));
+    guest.send(connection, b"still there?");
+    assert_eq!(guest.receive(connection, 12), b"still there?");
+    guest.tcp(connection).abort();
+    guest.until("the reset to be sent", |_| Some(()));
+    guest.sockets.remove(connection);
+}
+
+#[test]
+fn any_bytes_leave_the_stack_serving() {
+    let address = echo();
+    let (mut guest, handle) = start(Egress::All);
+    let strategy = frames(&mut guest, address);
     let mut runner = TestRunner::deterministic();
     for _ in 0..FRAMES {
         let bytes = strategy.new_tree(&mut runner).unwrap().current();
@@ -115,6 +130,47 @@ fn any_bytes_leave_the_stack_serving() {
     still_serves(&mut guest, address);
     assert!(handle.counters().malformed.get() > 0 && handle.counters().spoofed.get() > 0);
     assert!(!handle.is_finished());
+}
+
+/// As [`any_bytes_leave_the_stack_serving`], with other frames in every run, for as long as `III_FUZZ_SECONDS` says:
+/// `III_FUZZ_SECONDS=600 cargo nextest run --profile fuzz -p iii-netstack` is ten minutes. `III_FUZZ_SEED` sends the
+/// frames of an earlier run again.
+#[test]
+fn fuzzing_leaves_the_stack_serving() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let time = Duration::from_secs(number("III_FUZZ_SECONDS").unwrap_or(FUZZ_SECONDS));
+    let seed = number("III_FUZZ_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        now.as_secs() * 1_000_000 + u64::from(now.subsec_micros())
+    });
+    // Shown when the test fails.
+    println!("III_FUZZ_SEED={seed}");
+    let address = echo();
+    // Nothing else: a changed address must not lead out of this machine, nor to another service on it.
+    let to = Destination::Net { address: address.ip(), prefix: 32 };
+    let ports = Some(PortRange { first: address.port(), last: address.port() });
+    let (mut guest, mut handle) = start(Egress::Rules { allow: vec![Rule { to, ports }], deny: Vec::new() });
+    let strategy = frames(&mut guest, address);
+    let bytes = [seed.to_le_bytes(); 4].concat();
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    let (started, mut sent) = (Instant::now(), 0);
+    while started.elapsed() < time || sent == 0 {
+        for _ in 0..FRAMES_BETWEEN_LOOKS {
+            guest.raw(&strategy.new_tree(&mut runner).unwrap().current());
+        }
+        sent += FRAMES_BETWEEN_LOOKS;
+        // Connections that the guest knows nothing of are reset by it, as by a kernel; else the table would be full
+        // some day.
+        guest.until("the answers to be read", |_| Some(()));
+        still_serves(&mut guest, address);
+        assert!(!handle.is_finished(), "after {sent} frames");
+        // A shim reads them as well; nobody's queue fills.
+        while handle.try_event().is_some() {}
+    }
+    let counters = handle.counters();
+    println!("{sent} frames in {:?}", started.elapsed());
+    assert!(counters.malformed.get() > 0 && counters.spoofed.get() > 0 && counters.tcp_opened.get() > 0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iii_netstack::BUFFER_BYTES;
+use iii_netstack::TO_GUEST_BYTES;
 use iii_protocol::network::{Egress, GATEWAY_IPV4};
 use smoltcp::socket::tcp::State;
 use socket2::SockRef;
@@ -266,7 +266,7 @@ fn a_slow_reader_slows_the_sender() {
         }
         (last.elapsed() > Duration::from_millis(300)).then_some(())
     });
-    assert!(sent < (24 << 20) + BUFFER_BYTES, "{sent}");
+    assert!(sent < (24 << 20) + TO_GUEST_BYTES, "{sent}");
     drop(stream);
     let received = guest.receive_to_end(connection);
     assert_eq!(received.len(), sent);
