@@ -12,10 +12,13 @@ use std::process::{Command, exit};
 /// Static, and at a fixed address: it is smaller, and starts without relocating itself. Separated as
 /// CARGO_ENCODED_RUSTFLAGS wants it.
 const RUSTFLAGS: &str = "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static";
+/// The first glibc whose loader reads relative relocations as a bitmap (`DT_RELR`).
+const GLIBC_WITH_BITMAPS: (u32, u32) = (2, 36);
 /// The profile of the agent in Cargo.toml.
 const PROFILE: &str = "agent";
 
 fn main() {
+    shrink_relocations();
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     for input in ["crates/agent", "crates/archive", "crates/protocol", "Cargo.toml", "Cargo.lock", "build.rs"]
     {
@@ -24,6 +27,24 @@ fn main() {
     let agent =
         build_agent(&root, &variable("TARGET"), &Path::new(&variable("OUT_DIR")).join("agent-target"));
     println!("cargo::rustc-env=III_AGENT_PATH={}", agent.display());
+}
+
+/// The program's tens of thousands of relative relocations as a bitmap: more than a megabyte less for the loader to go
+/// through at each start, and for each shim to have in memory. Understood by glibc 2.36 and later, so it is done where
+/// the program is built on such a system for that system.
+fn shrink_relocations() {
+    let is_glibc = variable("CARGO_CFG_TARGET_OS") == "linux" && variable("CARGO_CFG_TARGET_ENV") == "gnu";
+    if !is_glibc || variable("HOST") != variable("TARGET") {
+        return;
+    }
+    let Ok(output) = Command::new("getconf").arg("GNU_LIBC_VERSION").output() else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = text.trim().trim_start_matches("glibc ").split('.').map(str::parse::<u32>);
+    if let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next())
+        && (major, minor) >= GLIBC_WITH_BITMAPS
+    {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
 }
 
 fn build_agent(root: &Path, target: &str, target_dir: &Path) -> PathBuf {

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use iii_protocol::api::Phase;
@@ -23,6 +23,8 @@ mod crun;
 mod exec;
 #[path = "machines/peer.rs"]
 mod peer;
+#[path = "machines/project.rs"]
+mod project;
 #[path = "../tests/support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod support;
@@ -60,7 +62,8 @@ fn main() {
     let config = json!({ "Entrypoint": ["/bin/sh", "-c", script] });
     let reference = bed.push("bench", &image(&[shell_layer(), tools], config));
     let resources = format!("resources: {{ memory: {MEMORY_MIB}, cpus: 1, disk: 4GiB }}");
-    bed.configure(&[bed.entry("bench", &reference, &[&resources])]);
+    let entries = [bed.entry("bench", &reference, &[&resources])];
+    bed.configure(&entries);
     let daemon = bed.daemon();
     bed.wait_phase("bench", Phase::Running);
     bed.wait_log("bench", "ready");
@@ -86,7 +89,7 @@ fn main() {
         let began = Instant::now();
         bed.ok(&["worker", "stop", "bench"]);
         stops.push(began.elapsed());
-        starts.push(cold_start(&bed));
+        starts.push(cold_start(&bed, "bench"));
     }
     let ours = exec::measure(&exec::Iii(&bed));
     bed.ok(&["worker", "stop", "bench"]);
@@ -124,6 +127,7 @@ fn main() {
         ">= 0.5 x",
         ratios.0.min(ratios.1) >= 0.5,
     ));
+    rows.extend(project::rows(&bed, &entries, &reference, script, start));
     print!("{}", rows.concat());
     daemon.stop();
 }
@@ -151,27 +155,47 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// One who follows a worker's log, from the last line there is.
+struct Follower {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Follower {
+    fn start(bed: &Bed, worker: &str) -> Follower {
+        let mut command = bed.command(&["worker", "logs", worker, "-f", "-n", "1"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("the CLI runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        let mut follower = Follower { child, lines };
+        // That of the run before: from here on it only waits.
+        follower.line();
+        follower
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("a log line");
+        line
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.child.kill().expect("the follower can be killed");
+        self.child.wait().expect("the follower ends");
+    }
+}
+
 /// From the start command's own start to the first log line in a follower's hands.
-fn cold_start(bed: &Bed) -> Duration {
-    let mut follow = bed
-        .command(&["worker", "logs", "bench", "-f", "-n", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the CLI runs");
-    // The last line of the run before: from here on the follower only waits.
-    let mut lines = BufReader::new(follow.stdout.take().expect("piped"));
-    let mut line = String::new();
-    lines.read_line(&mut line).expect("a log line");
-    line.clear();
+fn cold_start(bed: &Bed, worker: &str) -> Duration {
+    let mut follower = Follower::start(bed, worker);
     let began = Instant::now();
-    let mut start = bed.command(&["worker", "start", "bench", "--no-wait"]).spawn().expect("the CLI runs");
-    lines.read_line(&mut line).expect("a log line");
+    let mut start = bed.command(&["worker", "start", worker, "--no-wait"]).spawn().expect("the CLI runs");
+    let line = follower.line();
     let took = began.elapsed();
     assert_eq!(line, "ready\n");
     start.wait().expect("the start command ends");
-    follow.kill().expect("the follower can be killed");
-    follow.wait().expect("the follower ends");
     took
 }
 

@@ -7,6 +7,7 @@ use ractor::RpcReplyPort;
 use tokio::sync::{mpsc, watch};
 
 use super::config_watcher::Reading;
+use super::worker::developers::Developers;
 use crate::logs::LogRing;
 
 /// A worker as the edge sees it: status by `watch`, output by ring, no actor messages for either.
@@ -16,6 +17,8 @@ pub struct WorkerView {
     pub status: watch::Receiver<WorkerStatus>,
     /// The newest output.
     pub ring: Arc<LogRing>,
+    /// Who works on its project.
+    pub developers: Developers,
 }
 
 /// Requests to the root supervisor. Each is legal at any time; names are checked by the root.

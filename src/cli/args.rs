@@ -71,6 +71,10 @@ pub enum WorkerCommand {
     /// Stop workers, then start them.
     #[command(after_help = "Example:\n  iii worker restart cache")]
     Restart(StopArgs),
+    /// Work on a project: as long as this runs, each edit is brought into its running machine and the workload is
+    /// restarted there; what happens and what it writes is shown. Ctrl-C leaves; the worker runs on.
+    #[command(after_help = "Example:\n  iii worker dev my-project")]
+    Dev(DevArgs),
     /// Show everything known about a worker, or about all.
     #[command(after_help = "Examples:\n  iii worker status cache\n  iii worker status cache --json")]
     Status(StatusArgs),
@@ -175,6 +179,16 @@ pub struct StopArgs {
     /// otherwise its stop_timeout.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
+}
+
+/// `iii worker dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// The worker.
+    pub name: String,
+    /// Begin each line of its log with its time.
+    #[arg(short, long)]
+    pub timestamps: bool,
 }
 
 /// `iii worker status`.

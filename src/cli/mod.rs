@@ -78,6 +78,7 @@ pub async fn worker(ctx: &Context, command: &WorkerCommand, printer: &mut Printe
         WorkerCommand::Stop(args) => commands::stop(ctx, args, printer).await,
         WorkerCommand::Restart(args) => commands::restart(ctx, args, printer).await,
         WorkerCommand::Status(args) => commands::status(ctx, args, printer).await,
+        WorkerCommand::Dev(args) => commands::dev(ctx, args, printer).await,
         WorkerCommand::Logs(args) => commands::logs(ctx, args, printer).await,
         WorkerCommand::Exec(args) => commands::exec(ctx, args, printer).await,
         WorkerCommand::Cp(args) => commands::cp(ctx, args, printer).await,

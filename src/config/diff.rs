@@ -134,6 +134,8 @@ mod tests {
         let base = "workers: [{name: a, worker_path: /x, exclude: ['*.log']}]";
         for (text, restarts) in [
             ("workers: [{name: a, worker_path: /x, exclude: [\"*.log\"]}]", false),
+            // Who only follows it changes nothing of what runs.
+            ("workers: [{name: a, worker_path: /x, exclude: ['*.log'], watch: true}]", false),
             ("workers: [{name: a, worker_path: /x}]", true),
             ("workers: [{name: a, worker_path: /x, exclude: ['*.tmp']}]", true),
             // As the default is, but now the manifest has no say.
@@ -164,6 +166,7 @@ mod tests {
             WorkerConfig {
                 name: String::new(),
                 source,
+                watch: false,
                 env: Ok(env),
                 engine: EngineUrl::default(),
                 resources: default_resources(),

@@ -23,6 +23,7 @@ use super::schema::{
 use super::suggest::suggest;
 use super::tree::{self, Entry, Node, Value};
 use super::units::duration;
+use super::watch::watch;
 
 /// Longest config.yaml that is read, bytes.
 pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
@@ -40,6 +41,7 @@ const WORKER_KEYS: &[&str] = &[
     "image",
     "worker_path",
     "exclude",
+    "watch",
     "config",
     "resources",
     "network",
@@ -187,6 +189,7 @@ impl Reader<'_> {
 
         let mut values = Values::new(self.vars);
         let source = self.source(&fields, &place, &mut values)?;
+        let watch = watch(&fields, &place)?;
         let (resources, own_resources) = match fields.get("resources") {
             Some(node) => resources(node, &place, &mut values)?,
             None => (default_resources(), ResourceHints::default()),
@@ -222,6 +225,7 @@ impl Reader<'_> {
         Ok(WorkerConfig {
             name,
             source,
+            watch,
             env,
             engine,
             resources,

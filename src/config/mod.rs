@@ -27,3 +27,4 @@ pub mod schema;
 pub mod suggest;
 pub(crate) mod tree;
 mod units;
+mod watch;

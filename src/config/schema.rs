@@ -56,6 +56,8 @@ pub struct WorkerConfig {
     pub name: String,
     /// `image:` or `worker_path:` (which wins).
     pub source: Source,
+    /// `watch:`, whether an edit of the project is brought into the running machine.
+    pub watch: bool,
     /// `config:` flattened and expanded, in order; or why that failed (an unset variable, or an engine's address that
     /// is none, with file and line).
     pub env: Result<Vec<(String, String)>, ErrorBody>,

@@ -33,6 +33,9 @@ struct Said {
     cause: Option<ErrorBody>,
     /// When the boot began that is going on.
     booting_since: Option<Timestamp>,
+    running_since: Option<Timestamp>,
+    /// Why the last edit of its project is not in force.
+    not_in_force: Option<String>,
 }
 
 impl Narrator {
@@ -80,6 +83,16 @@ impl Narrator {
                 phase_line(now, status, before.is_none(), booting_since).map(|l| format!("{name}  {l}")),
             );
         }
+        let trouble = status.not_in_force();
+        // With the same machine, and running all the time.
+        if same && before.is_some_and(|before| before.running_since != status.running_since) {
+            lines.push(format!("{name}  restarted in place: its project has changed"));
+        }
+        if let Some(trouble) = trouble
+            && before.is_none_or(|before| before.not_in_force.as_deref() != Some(trouble))
+        {
+            lines.push(format!("{name}  {trouble}"));
+        }
         let booting_since = match status.phase {
             Phase::Booting => Some(status.since),
             _ => None,
@@ -92,6 +105,8 @@ impl Narrator {
                 last_exit: newest.map(|exit| exit.at),
                 cause: status.cause.clone(),
                 booting_since,
+                running_since: status.running_since,
+                not_in_force: trouble.map(str::to_owned),
             },
         );
         lines

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use iii_protocol::api::{
     DaemonInfo, ErrorBody, ErrorCode, LogsQuery, PullEvent, PullRequest, ReloadReply, StopRequest,
-    WorkerList, WorkerStatus,
+    WorkerList, WorkerStatus, WorkerType,
 };
 use ractor::rpc::CallResult;
 use ractor::{ActorRef, RpcReplyPort};
@@ -25,6 +25,7 @@ use super::reply::{ApiError, body_or_default, json_line, ndjson, parse_body};
 use super::server::closed;
 use super::sessions::{self, Sessions};
 use crate::actors::messages::{SupervisorMsg, WorkerView};
+use crate::actors::worker::developers::Developer;
 use crate::home::{Home, ProjectId};
 
 /// The largest request body. Every one the API knows is far smaller.
@@ -64,6 +65,7 @@ pub fn router(edge: Arc<Edge>) -> Router {
         .route("/v1/workers", get(list))
         .route("/v1/workers/{name}", get(status))
         .route("/v1/workers/{name}/watch", get(watch_worker))
+        .route("/v1/workers/{name}/develop", post(develop))
         .route("/v1/workers/{name}/start", post(start))
         .route("/v1/workers/{name}/stop", post(stop))
         .route("/v1/workers/{name}/restart", post(restart))
@@ -159,11 +161,26 @@ async fn session(State(edge): Ctx, name: Name, request: Request) -> Result<Respo
 async fn watch_worker(State(edge): Ctx, name: Name) -> Result<Response, ApiError> {
     let name = path(name)?;
     let view = edge.view(&name).await?;
-    let watcher = Watcher { closing: edge.closing.clone(), edge, name, status: view.status, fresh: true };
-    Ok(ndjson(stream::unfold(watcher, |mut watcher| async move {
-        let line = watcher.next().await?;
-        Some((Ok(line), watcher))
-    })))
+    let watcher =
+        Watcher { closing: edge.closing.clone(), edge, name, status: view.status, fresh: true, as_one: None };
+    Ok(watcher.into_response())
+}
+
+/// The same, and the worker's project is followed for as long as the stream is read.
+async fn develop(State(edge): Ctx, name: Name) -> Result<Response, ApiError> {
+    let name = path(name)?;
+    let view = edge.view(&name).await?;
+    if view.status.borrow().worker_type != WorkerType::Local {
+        return Err(ApiError(ErrorBody {
+            code: ErrorCode::Conflict,
+            message: format!("`{name}` is no local project: it has no files to follow"),
+            hint: Some("`iii worker add ./my-project` adds one".to_owned()),
+        }));
+    }
+    let as_one = Some(view.developers.join());
+    let watcher =
+        Watcher { closing: edge.closing.clone(), edge, name, status: view.status, fresh: true, as_one };
+    Ok(watcher.into_response())
 }
 
 /// One client's view of one worker. A `watch` channel keeps the newest status only: whoever reads
@@ -174,9 +191,18 @@ struct Watcher {
     status: watch::Receiver<WorkerStatus>,
     closing: watch::Receiver<bool>,
     fresh: bool,
+    /// Held by one who works on the project.
+    as_one: Option<Developer>,
 }
 
 impl Watcher {
+    fn into_response(self) -> Response {
+        ndjson(stream::unfold(self, |mut watcher| async move {
+            let line = watcher.next().await?;
+            Some((Ok(line), watcher))
+        }))
+    }
+
     async fn next(&mut self) -> Option<Bytes> {
         if !std::mem::take(&mut self.fresh) {
             let changed = tokio::select! {
@@ -185,8 +211,10 @@ impl Watcher {
             };
             if !changed {
                 // The worker's actor is gone: removed, or replaced after a defect of ours.
-                self.status = self.edge.view(&self.name).await.ok()?.status;
+                let view = self.edge.view(&self.name).await.ok()?;
+                self.status = view.status;
                 self.status.has_changed().ok()?;
+                self.as_one = self.as_one.take().map(|_| view.developers.join());
             }
         }
         let line = json_line(&*self.status.borrow_and_update());

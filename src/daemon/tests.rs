@@ -124,6 +124,29 @@ fn an_adopted_worker_and_one_that_failed_say_so() {
 }
 
 #[test]
+fn a_restart_in_place_is_one_line_and_so_is_an_edit_that_is_not_in_force() {
+    let running = web(Phase::Running, 0);
+    let busy = |detail: &str| WorkerStatus { detail: Some(detail.to_owned()), ..running.clone() };
+    let failed = busy("the project's last change is not in force: install failed (exit code 1)");
+    let restarted = WorkerStatus { running_since: Some(at(70_000)), ..running.clone() };
+    insta::assert_snapshot!(tell(&[
+        worker(60_000, &running),
+        worker(61_000, &busy("install runs")),
+        worker(62_000, &failed),
+        worker(63_000, &failed),
+        worker(64_000, &busy("copying the project: 1 to copy")),
+        worker(65_000, &failed),
+        worker(70_000, &WorkerStatus { detail: Some("restarting".to_owned()), ..restarted.clone() }),
+        worker(71_000, &restarted),
+    ]), @r"
+    12:01:00 web  running (up 1m)
+    12:01:02 web  the project's last change is not in force: install failed (exit code 1)
+    12:01:05 web  the project's last change is not in force: install failed (exit code 1)
+    12:01:10 web  restarted in place: its project has changed
+    ");
+}
+
+#[test]
 fn those_that_are_slow_to_stop_are_named() {
     let list = |workers| WorkerList { workers, config_error: None };
     let slow = who_is_slow(&list(vec![web(Phase::Stopping, 0), web(Phase::Stopped, 0)]));

@@ -16,7 +16,8 @@ use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use sha2::{Digest as _, Sha256};
 
 use super::scripts::Keys;
-use super::{Failed, INDEX_NAME, Order, note, progress, session};
+use super::{Failed, INDEX_NAME, KIND_SKIPPED, Order, Skipped, note, progress, say, session};
+use crate::project::ProjectSpec;
 use crate::project::files::{self, EntryKind, FileEntry, shown};
 use crate::project::index::{Hash, Index};
 use crate::project::install_key::{install_key, setup_key};
@@ -32,13 +33,36 @@ const READ_BYTES: usize = 64 * 1024;
 /// Most paths that the log names of those which are not copied.
 const MAX_TOLD: usize = 10;
 
+/// What to do when the machine's disk is full.
+pub(super) const DISK_HINT: &str =
+    "raise `disk` under the worker's `resources:` in config.yaml, then start it again";
+
 /// What there is to do.
 #[derive(Debug)]
 pub(super) struct Survey {
     before: Index,
     taken_ns: i128,
     plan: SyncPlan,
-    pub(super) keys: Keys,
+}
+
+/// What the machine has.
+#[derive(Debug)]
+pub(super) struct Copied {
+    index: Index,
+    /// Whether there was anything to copy.
+    pub(super) changed: bool,
+}
+
+impl Copied {
+    /// What the scripts depend on. Of the files it is what the machine has, not what the project has by now: an edit
+    /// that came since it was listed is copied by the next update, and is new to an install then.
+    pub(super) fn keys(&self, project: &ProjectSpec) -> Keys {
+        let (script, image) = (project.install.as_deref(), &project.base_image);
+        Keys {
+            setup: setup_key(project.setup.as_deref(), image),
+            install: install_key(project.kind, script, image, &self.index),
+        }
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> Failed {
@@ -58,7 +82,7 @@ pub(super) fn survey(order: &Order) -> Result<Survey, Failed> {
         match look(order, &before) {
             Err(Unsteady::Gone) => {}
             Err(Unsteady::Failed(failed)) => return Err(failed),
-            Ok((taken_ns, plan, keys)) => return Ok(Survey { before, taken_ns, plan, keys }),
+            Ok((taken_ns, plan)) => return Ok(Survey { before, taken_ns, plan }),
         }
     }
     Err(Failed {
@@ -73,24 +97,21 @@ enum Unsteady {
     Failed(Failed),
 }
 
-fn look(order: &Order, before: &Index) -> Result<(i128, SyncPlan, Keys), Unsteady> {
+fn look(order: &Order, before: &Index) -> Result<(i128, SyncPlan), Unsteady> {
     let project = &order.project;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let taken_ns = i128::try_from(since.as_nanos()).unwrap_or(i128::MAX);
     let listed = files::list(&project.folder, &project.exclude)
         .map_err(|error| Unsteady::Failed(Failed { hint: error.hint(), ..failed(error) }))?;
-    for (path, why) in listed.skipped.iter().take(MAX_TOLD) {
-        note(format!("{} {why}: it is not copied", shown(path)));
-    }
+    let first = listed.skipped.iter().take(MAX_TOLD);
+    let mut lines: Vec<_> =
+        first.map(|(path, why)| format!("{} {why}: it is not copied", shown(path))).collect();
     if let Some(more) = listed.skipped.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
-        note(format!("{more} more are not copied"));
+        lines.push(format!("{more} more are not copied"));
     }
-    let hash = |entry: &FileEntry| hash_of(&project.folder, entry);
-    let plan = diff(&listed.entries, before, hash)?;
-    let (script, image) = (project.install.as_deref(), &project.base_image);
-    let install = install_key(project.kind, script, image, &listed.entries, hash)?;
-    let keys = Keys { setup: setup_key(project.setup.as_deref(), image), install };
-    Ok((taken_ns, plan, keys))
+    say(KIND_SKIPPED, &Skipped { lines });
+    let plan = diff(&listed.entries, before, |entry| hash_of(&project.folder, entry))?;
+    Ok((taken_ns, plan))
 }
 
 fn full_path(folder: &Path, entry: &FileEntry) -> PathBuf {
@@ -121,10 +142,10 @@ fn unreadable(path: &Path, error: &io::Error) -> Failed {
 }
 
 /// Sends what changed, and notes what is there.
-pub(super) async fn copy(order: &Order, survey: Survey) -> Result<(), Failed> {
-    let Survey { before, taken_ns, plan, .. } = survey;
+pub(super) async fn copy(order: &Order, survey: Survey) -> Result<Copied, Failed> {
+    let Survey { before, taken_ns, plan } = survey;
     if plan.is_empty() {
-        return Ok(());
+        return Ok(Copied { index: before, changed: false });
     }
     let index = order.notes.join(INDEX_NAME);
     plan.under_way(&before).write(&index).map_err(failed)?;
@@ -146,7 +167,8 @@ pub(super) async fn copy(order: &Order, survey: Survey) -> Result<(), Failed> {
     let mut sent = hashes.into_iter();
     // One hash for each file, in the order of the plan.
     let done = plan.finish(taken_ns, |_| sent.next().flatten());
-    done.write(&index).map_err(failed)
+    done.write(&index).map_err(failed)?;
+    Ok(Copied { index: done, changed: true })
 }
 
 /// Has the guest write all it holds to its disk.
@@ -196,9 +218,7 @@ async fn update<T: Send + 'static>(
 }
 
 fn disk_hint(message: &str) -> Option<String> {
-    message.contains("No space left").then(|| {
-        "raise `disk` under the worker's `resources:` in config.yaml, then start it again".to_owned()
-    })
+    message.contains("No space left").then(|| DISK_HINT.to_owned())
 }
 
 /// The list of changes as the guest takes it ([`Task::Update`]).

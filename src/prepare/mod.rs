@@ -6,8 +6,11 @@
 //! ```text
 //!   shim ── Order, a line of JSON on stdin, which stays open ─────▶ iii __prepare      lists, compares
 //!        ── "held\n": the guest takes sessions ───────────────────▶                    copies, runs setup and install
-//!        ◀── frames: PROGRESS, NOTE, SETUP, INSTALL; at last DONE or FAILED ──
+//!        ◀── frames: PROGRESS, NOTE, SKIPPED, SETUP, INSTALL; at last DONE or FAILED ──
 //! ```
+//!
+//! An edit of a watched project is brought into a running machine by another such process: the guest takes sessions
+//! already, and DONE says whether anything was changed.
 //!
 //! What was done is noted on the host, beside the disk, and only once the guest has flushed it. Before anything is
 //! changed the notes are made to say less than what is there: killed at any moment, the next start does again what
@@ -38,10 +41,12 @@ pub const KIND_NOTE: u8 = 2;
 pub const KIND_SETUP: u8 = 3;
 /// What `install` wrote, raw.
 pub const KIND_INSTALL: u8 = 4;
-/// The workload can run. No payload; the last frame.
+/// The workload can run: [`Done`]; the last frame.
 pub const KIND_DONE: u8 = 5;
 /// [`Failed`]; the last frame.
 pub const KIND_FAILED: u8 = 6;
+/// [`Skipped`]: what is not copied.
+pub const KIND_SKIPPED: u8 = 7;
 /// What the shim says when the guest takes sessions.
 pub const HELD: &[u8] = b"held\n";
 /// The index's name in the folder of the disk ([`crate::project::index`]).
@@ -83,6 +88,23 @@ pub struct Note {
     pub text: String,
 }
 
+/// What of the project is not copied, and why. Each listing finds the same again: whoever tells of it knows what was
+/// told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Skipped {
+    /// A line each, without their ends.
+    pub lines: Vec<String>,
+}
+
+/// The workload can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Done {
+    /// Whether a file was copied or a script was run: what runs already is older than its disk.
+    pub changed: bool,
+}
+
 /// Why the workload cannot run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,7 +117,16 @@ pub struct Failed {
     pub hint: Option<String>,
 }
 
+/// Between a script's end and the last lines that it wrote.
+const LAST_LINES: &str = "; its last lines:";
+
 impl Failed {
+    /// Its message on one line.
+    pub fn in_short(&self) -> &str {
+        let first = self.message.lines().next().unwrap_or_default();
+        first.strip_suffix(LAST_LINES).unwrap_or(first)
+    }
+
     fn new(what: &str, message: impl Into<String>) -> Failed {
         Failed { what: what.to_owned(), message: message.into(), hint: None }
     }
@@ -105,7 +136,7 @@ impl Failed {
 pub fn run() -> ExitCode {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
     let last = match work() {
-        Ok(()) => Frame { kind: KIND_DONE, payload: Vec::new() },
+        Ok(done) => Frame::json(KIND_DONE, &done),
         Err(failed) => Frame::json(KIND_FAILED, &failed),
     };
     // A shim that is gone needs no answer.
@@ -115,7 +146,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn work() -> Result<(), Failed> {
+fn work() -> Result<Done, Failed> {
     let (order, held) = read_order().map_err(|e| Failed::new("copy", format!("no order: {e}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -125,9 +156,9 @@ fn work() -> Result<(), Failed> {
     let marker = marker::Kept::read(&order.notes);
     runtime.block_on(async {
         held.await.map_err(|_| Failed::new("copy", "the machine ended before its project was copied"))?;
-        let keys = survey.keys.clone();
-        copy::copy(&order, survey).await?;
-        scripts::run_both(&order, keys, marker).await
+        let copied = copy::copy(&order, survey).await?;
+        let has_run = scripts::run_both(&order, copied.keys(&order.project), marker).await?;
+        Ok(Done { changed: copied.changed || has_run })
     })
 }
 

@@ -6,14 +6,16 @@ use iii_protocol::frame::Frame;
 use iii_protocol::session::{EndCause, Exec, Task};
 
 use super::marker::{Kept, Script};
-use super::{Failed, KIND_INSTALL, KIND_SETUP, Order, copy, note, progress, session, tell};
-use crate::project::install_key::Key;
+use super::{Failed, KIND_INSTALL, KIND_SETUP, LAST_LINES, Order, copy, note, progress, session, tell};
+use crate::project::install_key::{Difference, Key};
 use crate::session::Output;
 
 /// Lines of a script's output that its failure shows.
 const SHOWN_LINES: usize = 20;
 /// Bytes of them.
 const SHOWN_BYTES: usize = 4096;
+/// Reasons to run a script that the log names.
+const SHOWN_REASONS: usize = 10;
 /// Characters of a script that a message shows.
 const SHOWN_SCRIPT_CHARS: usize = 200;
 /// Exit codes as a shell gives them.
@@ -26,8 +28,9 @@ pub(super) struct Keys {
     pub(super) install: Key,
 }
 
-/// Runs what has not run with these keys on this disk.
-pub(super) async fn run_both(order: &Order, keys: Keys, mut marker: Kept) -> Result<(), Failed> {
+/// Runs what has not run with these keys on this disk. Gives whether there was anything.
+pub(super) async fn run_both(order: &Order, keys: Keys, mut marker: Kept) -> Result<bool, Failed> {
+    let mut has_run = false;
     let both = [
         (Script::Setup, order.project.setup.as_deref(), keys.setup),
         (Script::Install, order.project.install.as_deref(), keys.install),
@@ -38,15 +41,24 @@ pub(super) async fn run_both(order: &Order, keys: Keys, mut marker: Kept) -> Res
             continue;
         }
         if let Some(script) = script {
-            let why: Vec<String> = why.iter().map(ToString::to_string).collect();
-            note(format!("{} runs ({}): {}", which.name(), why.join(", "), shown(script)));
+            note(format!("{} runs ({}): {}", which.name(), told(&why), shown(script)));
             marker.set(which, None)?;
             run(order, which, script).await?;
             copy::flush(order, which.name()).await?;
+            has_run = true;
         }
         marker.set(which, Some(key))?;
     }
-    Ok(())
+    Ok(has_run)
+}
+
+/// Reasons, of which a large edit makes many.
+fn told(why: &[Difference]) -> String {
+    let first: Vec<String> = why.iter().take(SHOWN_REASONS).map(ToString::to_string).collect();
+    match why.len().saturating_sub(SHOWN_REASONS) {
+        0 => first.join(", "),
+        more => format!("{}, {more} more", first.join(", ")),
+    }
 }
 
 async fn run(order: &Order, which: Script, script: &str) -> Result<(), Failed> {
@@ -68,6 +80,7 @@ async fn run(order: &Order, which: Script, script: &str) -> Result<(), Failed> {
     let kind = if which == Script::Setup { KIND_SETUP } else { KIND_INSTALL };
     carry([session.stdout, session.stderr], kind, &mut tail).await;
     let end = ending.wait().await.map_err(|e| lost(&e))?;
+    let is_full = tail.shown().contains("No space left on device");
     let how = match end.cause {
         EndCause::Exit { code: 0 } => return Ok(()),
         EndCause::Exit { code } => format!("exit code {code}"),
@@ -81,10 +94,13 @@ async fn run(order: &Order, which: Script, script: &str) -> Result<(), Failed> {
     Err(Failed {
         what: name.to_owned(),
         message: format!("{name} failed ({how}): {}{}", shown(script), tail.shown()),
-        hint: Some(format!(
-            "look inside with `iii worker exec {0} -- sh`; `iii worker start {0}` tries again",
-            order.worker
-        )),
+        hint: Some(match is_full {
+            true => copy::DISK_HINT.to_owned(),
+            false => format!(
+                "look inside with `iii worker exec {0} -- sh`; `iii worker start {0}` tries again",
+                order.worker
+            ),
+        }),
     })
 }
 
@@ -124,7 +140,7 @@ impl Tail {
             return "; it wrote nothing".to_owned();
         }
         let first = lines.len().saturating_sub(SHOWN_LINES);
-        format!("; its last lines:\n{}", lines[first..].join("\n"))
+        format!("{LAST_LINES}\n{}", lines[first..].join("\n"))
     }
 }
 
@@ -155,6 +171,14 @@ mod tests {
         assert!(shown.ends_with("line 999\n\u{fffd}"), "{shown}");
         tail.add(&vec![b'x'; 1 << 20]);
         assert!(tail.shown().len() < 2 * SHOWN_BYTES);
+    }
+
+    #[test]
+    fn of_many_reasons_some_are_told() {
+        let why: Vec<Difference> = (0..12).map(|n| Difference::Changed(n.to_string())).collect();
+        assert_eq!(told(&why[..2]), "0 changed, 1 changed");
+        assert!(told(&why[..10]).ends_with("8 changed, 9 changed"));
+        assert!(told(&why).ends_with("9 changed, 2 more"));
     }
 
     #[test]

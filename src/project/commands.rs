@@ -29,6 +29,9 @@ const SETUP_NODE: &str = "command -v node >/dev/null 2>&1 || { apt-get update &&
 /// Python itself, and what makes virtual environments, which Debian packages apart.
 const SETUP_PYTHON: &str = "python3 -c 'import ensurepip, venv' 2>/dev/null || { apt-get update && apt-get install \
                             -y python3 python3-pip python3-venv; }";
+/// Debian's Python refuses to be installed into by others than Debian (PEP 668), which on a machine of its own helps
+/// nobody. Versions of pip that do not know the variable do not mind it.
+const SYSTEM_PIP: &str = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip";
 const SETUP_RUST: &str = "command -v cargo >/dev/null 2>&1 || [ -x \"$HOME/.cargo/bin/cargo\" ] || { apt-get update \
                           && apt-get install -y build-essential ca-certificates curl && curl -fsSL \
                           https://sh.rustup.rs | sh -s -- -y; }";
@@ -99,7 +102,7 @@ fn python_install(from: &Inferred<'_>) -> Result<Sourced<Option<String>>, Projec
     let command = match (from.may_use_venv, packages) {
         (true, None) => Some(venv.to_owned()),
         (true, Some(packages)) => Some(format!("{venv} && .venv/bin/pip install {packages}")),
-        (false, packages) => packages.map(|packages| format!("python3 -m pip install {packages}")),
+        (false, packages) => packages.map(|packages| format!("{SYSTEM_PIP} install {packages}")),
     };
     Ok(Sourced::new(command, origin))
 }

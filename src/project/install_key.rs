@@ -1,5 +1,4 @@
-//! Whether what was installed is still what the project needs, and if not, why. Pure, but for the hashes it asks
-//! for.
+//! Whether what was installed is still what the project needs, and if not, why. Pure.
 //!
 //! A finished `setup` and a finished `install` leave a marker with a key each: hashes of all they depend on. The
 //! marker is JSON with a version:
@@ -21,8 +20,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::files::{EntryKind, FileEntry, shown};
-use super::index::{Hash, hex};
+use super::files::shown;
+use super::index::{Index, Indexed, IndexedKind, hex};
 use super::kind::Kind;
 
 /// The version that is written, and the only one that is read.
@@ -117,35 +116,34 @@ pub fn setup_key(script: Option<&str>, base_image: &str) -> Key {
     Key { base_image: base_image.to_owned(), script, files: BTreeMap::new() }
 }
 
-/// The key of an `install`: `project` is what is copied, `hash` reads a file of it.
-pub fn install_key<E>(
-    kind: Kind,
-    script: Option<&str>,
-    base_image: &str,
-    project: &[FileEntry],
-    mut hash: impl FnMut(&FileEntry) -> Result<Hash, E>,
-) -> Result<Key, E> {
+/// The key of an `install`: `machine` is what it finds in the machine. Of a project whose kind is not known, any file may
+/// be one that the install depends on.
+pub fn install_key(kind: Option<Kind>, script: Option<&str>, base_image: &str, machine: &Index) -> Key {
     let mut key = setup_key(script, base_image);
-    for entry in project.iter().filter(|entry| decides(kind, entry)) {
-        key.files.insert(shown(&entry.path), hex(&hash(entry)?));
+    for Indexed { path, kind: what, .. } in &machine.entries {
+        if let IndexedKind::File { sha256, .. } = what
+            && decides(kind, path)
+        {
+            key.files.insert(shown(path), hex(sha256));
+        }
     }
-    Ok(key)
+    key
 }
 
-fn decides(kind: Kind, entry: &FileEntry) -> bool {
-    let name = entry.path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+fn decides(kind: Option<Kind>, path: &[u8]) -> bool {
+    let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let is_one_of = |files: &[&str]| files.iter().any(|file| file.as_bytes() == name);
-    let matters = match kind {
-        Kind::Typescript | Kind::Javascript | Kind::Bun => is_one_of(NODE_FILES),
+    match kind {
+        None => true,
+        Some(Kind::Typescript | Kind::Javascript | Kind::Bun) => is_one_of(NODE_FILES),
         // One list of requirements may include others, which are usually named alike.
-        Kind::Python => {
+        Some(Kind::Python) => {
             is_one_of(PYTHON_FILES)
                 || ([&b"requirements"[..], b"constraints"].iter().any(|start| name.starts_with(start))
                     && name.ends_with(b".txt"))
         }
-        Kind::Rust => is_one_of(RUST_FILES),
-    };
-    matters && matches!(entry.kind, EntryKind::File { .. })
+        Some(Kind::Rust) => is_one_of(RUST_FILES),
+    }
 }
 
 /// Why a script has to run, given what its last run depended on; empty if it need not.
@@ -196,23 +194,20 @@ impl Marker {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use proptest::prelude::*;
 
     use super::*;
 
-    fn entry(path: &str) -> FileEntry {
-        FileEntry { path: path.into(), kind: EntryKind::File { size: 1, mtime_ns: 0 }, mode: 0o644 }
-    }
-
     /// The hash of a file is that of its path and this text.
-    fn key(kind: Kind, script: &str, image: &str, paths: &[&str], content: &str) -> Key {
-        let entries: Vec<_> = paths.iter().map(|path| entry(path)).collect();
-        let hash = |entry: &FileEntry| {
-            Ok::<_, Infallible>(Sha256::digest([&entry.path, content.as_bytes()].concat()).into())
+    fn key(kind: impl Into<Option<Kind>>, script: &str, image: &str, paths: &[&str], content: &str) -> Key {
+        let file = |path: &&str| {
+            let sha256 = Sha256::digest([path, content].concat()).into();
+            let kind = IndexedKind::File { size: 1, mtime_ns: 0, sha256 };
+            Indexed { path: path.as_bytes().into(), kind, mode: 0o644 }
         };
-        install_key(kind, Some(script), image, &entries, hash).unwrap()
+        let folder = Indexed { path: b"a/package.json".into(), kind: IndexedKind::Folder, mode: 0o755 };
+        let entries = paths.iter().map(file).chain([folder]).collect();
+        install_key(kind.into(), Some(script), image, &Index { taken_ns: 0, entries })
     }
 
     #[test]
@@ -239,8 +234,7 @@ mod tests {
             let key = key(kind, "s", "i", &paths, "");
             assert_eq!(key.files.keys().collect::<Vec<_>>(), expected, "{kind}");
         }
-        let folder = FileEntry { kind: EntryKind::Folder, ..entry("package.json") };
-        assert!(!decides(Kind::Bun, &folder));
+        assert_eq!(key(None, "s", "i", &paths, "").files.len(), paths.len(), "of no known kind");
     }
 
     #[test]

@@ -70,8 +70,8 @@ pub struct Placed<T> {
 /// A manifest; what it does not say is `None` or empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// `name:`, the only key that has to be there.
-    pub name: Placed<String>,
+    /// `name:`, the only key that has to be there, unless the user names the worker.
+    pub name: Option<Placed<String>>,
     /// `description:`.
     pub description: Option<Placed<String>>,
     /// `runtime.kind`, or `language` as it was called.
@@ -107,8 +107,8 @@ pub struct Scripts {
     pub start: Option<Placed<String>>,
 }
 
-/// The manifest of a project folder, if it has one.
-pub fn read(folder: &Path) -> Result<Option<Manifest>, ProjectError> {
+/// The manifest of a project folder, if it has one. `is_named` says that the worker has a name without it.
+pub fn read(folder: &Path, is_named: bool) -> Result<Option<Manifest>, ProjectError> {
     let path = folder.join(MANIFEST_FILE);
     match fs::metadata(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
@@ -120,18 +120,19 @@ pub fn read(folder: &Path) -> Result<Option<Manifest>, ProjectError> {
         _ => {}
     }
     let text = tree::read(&path, MAX_MANIFEST_BYTES)?;
-    parse(&text, &path).map(Some).map_err(|error| ProjectError::Manifest(Box::new(error)))
+    parse(&text, &path, is_named).map(Some).map_err(|error| ProjectError::Manifest(Box::new(error)))
 }
 
-/// Validates the text of a manifest; `path` is for messages.
-pub fn parse(text: &str, path: &Path) -> Result<Manifest, ConfigError> {
-    let mut reader = Reader { text, path, warnings: Vec::new() };
+/// Validates the text of a manifest; `path` is for messages, and `is_named` says that the worker has a name without it.
+pub fn parse(text: &str, path: &Path, is_named: bool) -> Result<Manifest, ConfigError> {
+    let mut reader = Reader { text, path, is_named, warnings: Vec::new() };
     reader.manifest().map_err(|problem| problem.in_file(text, path))
 }
 
 struct Reader<'t> {
     text: &'t str,
     path: &'t Path,
+    is_named: bool,
     warnings: Vec<String>,
 }
 
@@ -140,13 +141,11 @@ impl Reader<'_> {
         let root = tree::parse(self.text, MAX_MANIFEST_BYTES)?.filter(|root| !root.is_null());
         let root = root.unwrap_or_else(Node::empty_map);
         let top = fields(&root, "at the top of the file", TOP_KEYS)?;
-        let name = match top.present("name") {
-            Some(entry) => self.read_text(entry, "name", check_name)?,
-            None => {
-                return Err(Problem::at(head(&root), "the manifest has no `name`")
-                    .hint("`name:` is what the worker is called in config.yaml"));
-            }
-        };
+        let name = self.optional(&top, "name", "name", check_name)?;
+        if name.is_none() && !self.is_named {
+            return Err(Problem::at(head(&root), "the manifest has no `name`")
+                .hint("`name:` is what the worker is called in config.yaml; `--name` says it too"));
+        }
         let mut manifest = Manifest {
             name,
             description: self.optional(&top, "description", "description", |_| Ok(()))?,

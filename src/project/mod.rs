@@ -36,8 +36,8 @@ pub struct ProjectSpec {
     pub folder: PathBuf,
     /// Further patterns of what is not copied.
     pub exclude: Vec<String>,
-    /// Decides which files an install depends on.
-    pub kind: Kind,
+    /// Decides which files an install depends on; `None` if nothing tells the kind, so that any of them may count.
+    pub kind: Option<Kind>,
     /// Digest of the machine's image.
     pub base_image: String,
     /// Run once per disk.
@@ -49,6 +49,6 @@ pub struct ProjectSpec {
 /// Reads a project: what would be run, and why. `name` is what the user calls it, if he does.
 pub fn read(folder: &Path, name: Option<&str>) -> Result<Plan, ProjectError> {
     let evidence = detect::look(folder)?;
-    let manifest = manifest::read(folder)?;
+    let manifest = manifest::read(folder, name.is_some())?;
     scripts::plan(Inputs { folder, name, manifest: manifest.as_ref(), evidence: &evidence })
 }

@@ -128,6 +128,13 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+impl Plan {
+    /// Its kind, unless that is only what is taken when nothing tells it.
+    pub fn known_kind(&self) -> Option<Kind> {
+        (self.kind.from != Origin::Default).then_some(self.kind.value)
+    }
+}
+
 /// What a plan is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -172,7 +179,13 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, ProjectError> {
         notes
             .push("`scripts` has no `install`: it is inferred; write `install: \"\"` to run none".to_owned());
     }
-    let setup = optional(written.setup.as_ref()).unwrap_or_else(|| setup(&inferred));
+    // Of scripts for nothing that is known here, nobody can tell what tools they need.
+    let is_unknown = kind.from == Origin::Default && written.install.is_some() && written.start.is_some();
+    let setup = match optional(written.setup.as_ref()) {
+        Some(setup) => setup,
+        None if is_unknown => Sourced::new(None, Origin::Default),
+        None => setup(&inferred),
+    };
     let install = match optional(written.install.as_ref()) {
         Some(install) => install,
         None => install(&inferred)?,
@@ -226,8 +239,8 @@ fn name(inputs: Inputs<'_>) -> Result<Sourced<String>, ProjectError> {
     if let Some(name) = name {
         return Ok(Sourced::new(name.to_owned(), Origin::Flag));
     }
-    if let Some(manifest) = manifest {
-        return Ok(Sourced::from(&manifest.name));
+    if let Some(name) = manifest.and_then(|m| m.name.as_ref()) {
+        return Ok(Sourced::from(name));
     }
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     check_name(&name).map_err(|reason| ProjectError::Name { reason })?;

@@ -40,11 +40,20 @@ pub enum Adoption {
     Running(Machine),
 }
 
+/// What a machine may be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineCommand {
+    /// To end; a second request may shorten the grace.
+    Stop(StopMachine),
+    /// To bring its project up to date, and to restart the workload in place if that changes anything.
+    Resync,
+}
+
 /// A machine in the hands of its worker's actor. Dropping it leaves the machine running.
 #[derive(Debug)]
 pub struct Machine {
-    /// Asks the machine to end; a second request may shorten the grace.
-    pub commands: mpsc::Sender<StopMachine>,
+    /// What the machine is asked.
+    pub commands: mpsc::Sender<MachineCommand>,
     /// The current status first, then every change. The last one's phase is always `Ended`: when the
     /// shim is lost, the link makes that last word up itself (`shim-died`).
     pub events: mpsc::Receiver<ShimStatus>,

@@ -9,14 +9,14 @@ use iii_protocol::api::Refused;
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::frame::Frame;
 use iii_protocol::log::LogRecord;
-use iii_protocol::shim::{KIND_LOG, KIND_STATUS, KIND_STOP, MachinePhase, ShimStatus, StopMachine};
+use iii_protocol::shim::{KIND_LOG, KIND_RESYNC, KIND_STATUS, KIND_STOP, MachinePhase, ShimStatus};
 use jiff::Timestamp;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::launcher::{MACHINE_QUEUE, Machine};
+use super::launcher::{MACHINE_QUEUE, Machine, MachineCommand};
 use super::shim::{EXIT_FILE, SHIM_LOCK};
 use super::wire::{FrameReader, write_frame};
 use crate::fsutil::LockFile;
@@ -63,7 +63,7 @@ async fn run(
     target: LinkTarget,
     Link { mut reader, mut writer }: Link,
     first: Option<ShimStatus>,
-    mut commands: mpsc::Receiver<StopMachine>,
+    mut commands: mpsc::Receiver<MachineCommand>,
     events: mpsc::Sender<ShimStatus>,
 ) {
     let mut pending = first.map(|status| Frame::json(KIND_STATUS, &status));
@@ -75,8 +75,8 @@ async fn run(
                 None => reader.next().await,
             } } => frame,
             command = commands.recv() => match command {
-                Some(stop) => {
-                    send_stop(&mut writer, &stop).await;
+                Some(command) => {
+                    pass_on(&mut writer, &command).await;
                     continue;
                 }
                 // The worker's actor let go of the machine: it runs on, without a daemon for now.
@@ -115,10 +115,14 @@ async fn run(
     finish(status, &events).await;
 }
 
-async fn send_stop(writer: &mut OwnedWriteHalf, stop: &StopMachine) {
-    if let Err(error) = write_frame(writer, &Frame::json(KIND_STOP, stop)).await {
+async fn pass_on(writer: &mut OwnedWriteHalf, command: &MachineCommand) {
+    let frame = match command {
+        MachineCommand::Stop(stop) => Frame::json(KIND_STOP, stop),
+        MachineCommand::Resync => Frame { kind: KIND_RESYNC, payload: Vec::new() },
+    };
+    if let Err(error) = write_frame(writer, &frame).await {
         // The reading side is about to see the end of the link.
-        tracing::debug!(%error, "the shim did not take a stop");
+        tracing::debug!(%error, ?command, "the shim did not take a command");
     }
 }
 
@@ -166,8 +170,9 @@ async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
         phase: MachinePhase::Ended { exit: exit.clone() },
         next_seq: 0,
         refused: Refused::default(),
+        activity: None,
     });
-    ShimStatus { vmm_pid: None, phase: MachinePhase::Ended { exit }, ..status }
+    ShimStatus { vmm_pid: None, activity: None, phase: MachinePhase::Ended { exit }, ..status }
 }
 
 /// Reads the end of the log files into the ring: what was written before this link began.

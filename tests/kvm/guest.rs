@@ -225,7 +225,7 @@ fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail() {
     assert!(cause.message.contains("root disk") || cause.message.contains("/dev/vda"), "{cause:?}");
 }
 
-fn zero_head(disk: &Path) {
+pub(crate) fn zero_head(disk: &Path) {
     let mut permissions = fs::metadata(disk).unwrap().permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
     fs::set_permissions(disk, permissions).unwrap();

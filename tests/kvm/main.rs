@@ -7,6 +7,7 @@ use std::time::Duration;
 
 mod guest;
 mod network;
+mod projects;
 #[path = "../scenarios/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;

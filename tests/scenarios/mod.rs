@@ -8,14 +8,18 @@ mod clients;
 mod commands;
 mod cp;
 mod daemon;
+mod develop;
 mod exec;
 mod failures;
 mod lifecycle;
 mod logs;
 mod network;
+mod power;
 mod project;
 mod reload;
 mod restart;
 
 #[allow(unused_imports, reason = "two tiers share it, and each uses a part")]
 pub use bed::{Bed, Daemon, Tier, shell_layer};
+#[allow(unused_imports, reason = "likewise")]
+pub use project::Local;

@@ -13,15 +13,15 @@ const START: &str =
     "trap 'echo bye; exit 0' TERM; echo serving $(cat greeting); while :; do sleep 1 & wait $!; done";
 
 /// A project and a daemon that knows it.
-struct Local {
-    bed: Bed,
+pub struct Local {
+    pub bed: Bed,
     folder: PathBuf,
     base: String,
 }
 
 impl Local {
     /// With these scripts besides `start`. One that is not among them would be inferred.
-    fn new(scripts: &str) -> Local {
+    pub fn new(scripts: &str) -> Local {
         let bed = Bed::new();
         let base = bed.push("base", &image(&[shell_layer()], json!({ "Env": ["FROM=base", "BOTH=base"] })));
         let folder = bed.project().join("app");
@@ -33,30 +33,44 @@ impl Local {
         local
     }
 
-    fn manifest(&self, scripts: &str) {
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// With these scripts besides `start`.
+    pub fn manifest(&self, scripts: &str) {
+        self.manifest_with(START, scripts);
+    }
+
+    pub fn manifest_with(&self, start: &str, scripts: &str) {
         let base = &self.base;
         let text = format!(
             "name: app\nruntime: {{kind: python, base_image: '{base}'}}\nresources: {{memory: 256, cpus: 1}}\n\
-             env: {{BOTH: manifest}}\nscripts:\n  start: \"{START}\"\n{scripts}"
+             env: {{BOTH: manifest}}\nscripts:\n  start: \"{start}\"\n{scripts}"
         );
         self.write("iii.worker.yaml", &text);
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         let path = self.folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     fn configure(&self) {
+        self.configure_with("");
+    }
+
+    /// With more lines of the entry.
+    pub fn configure_with(&self, more: &str) {
         let path = self.folder.display();
         let boot = if self.bed.is_process_tier() { "30s" } else { "120s" };
         self.bed.write_config(&format!(
-            "workers:\n  - name: app\n    worker_path: {path}\n    boot_timeout: {boot}\n"
+            "workers:\n  - name: app\n    worker_path: {path}\n    boot_timeout: {boot}\n{more}"
         ));
     }
 
-    fn start(&self) -> Daemon {
+    pub fn start(&self) -> Daemon {
         self.configure();
         self.bed.daemon()
     }
@@ -70,12 +84,12 @@ impl Local {
     }
 
     /// Output of a script in the worker's copy of the project.
-    fn sh(&self, script: &str) -> String {
+    pub fn sh(&self, script: &str) -> String {
         let there = self.workspace().display().to_string();
         self.bed.ok(&["worker", "exec", "-w", &there, "app", "--", "/bin/sh", "-c", script])
     }
 
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let run = self.bed.iii(&["worker", "logs", "app"]);
         format!("{}{}", run.text(), run.stderr)
     }
@@ -225,4 +239,18 @@ fn add_shows_what_the_scripts_write_and_force_begins_from_scratch() {
     local.bed.ok(&["worker", "remove", "--yes", "app"]);
     assert!(!local.bed.home().join("managed/app").exists());
     assert!(local.folder.join("greeting").exists());
+}
+
+#[test]
+fn a_manifest_without_a_name_goes_by_that_of_its_entry() {
+    let local = Local::new("  setup: ''\n  install: ''\n");
+    let path = local.folder.join("iii.worker.yaml");
+    let nameless = fs::read_to_string(&path).unwrap().replace("name: app\n", "");
+    fs::write(path, nameless).unwrap();
+    let _daemon = local.start();
+    local.bed.wait_phase("app", Phase::Running);
+    assert_eq!(local.sh("echo $III_WORKER_NAME"), "app\n");
+    // Where nothing else names it, it is an error still.
+    let added = local.bed.iii(&["worker", "add", &local.folder.display().to_string()]);
+    assert!(added.code != Some(0) && added.stderr.contains("the manifest has no `name`"), "{}", added.stderr);
 }

@@ -175,6 +175,20 @@ async fn a_list_says_when_the_config_file_is_not_in_force() {
 }
 
 #[tokio::test]
+async fn a_list_says_which_edit_of_a_project_is_not_in_force() {
+    let project = Project::new(CONFIG);
+    let why = "the project's last change is not in force: install failed (exit code 1)";
+    project.add(WorkerStatus { detail: Some(why.to_owned()), ..status("web", Phase::Running) });
+    // Any other detail is what is being done.
+    project.add(WorkerStatus { detail: Some("install runs".to_owned()), ..status("db", Phase::Running) });
+    let daemon = project.serve().await;
+    let (mut printer, _, err) = printer();
+    commands::list(&project.ctx, &ListArgs { json: false }, &mut printer).await.unwrap();
+    assert_eq!(err.text(), format!("warning: `web`: {why}\n"));
+    daemon.end().await;
+}
+
+#[tokio::test]
 async fn a_list_without_a_daemon_tells_what_still_runs() {
     let project = Project::new(CONFIG);
     let run = project.ctx.home.machine_run(&project.ctx.project, "web");

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use iii::actors::messages::{SupervisorMsg, WorkerView};
+use iii::actors::worker::developers::Developers;
 use iii::cli::context::Context;
 use iii::cli::output::Printer;
 use iii::daemon::routes::{Edge, router};
@@ -44,6 +45,7 @@ pub struct World {
 pub struct FakeWorker {
     pub status: watch::Sender<WorkerStatus>,
     pub ring: Arc<LogRing>,
+    pub developers: Developers,
     /// What happens after a start or stop was accepted: one after the other.
     pub script: Vec<WorkerStatus>,
 }
@@ -149,6 +151,7 @@ impl Actor for Fake {
                 let view = world.workers.get(&name).map(|worker| WorkerView {
                     status: worker.status.subscribe(),
                     ring: worker.ring.clone(),
+                    developers: worker.developers.clone(),
                 });
                 reply.send(view.ok_or_else(|| unknown(&name)))?;
             }
@@ -233,6 +236,7 @@ impl Project {
         let worker = FakeWorker {
             status: watch::Sender::new(status.clone()),
             ring: Arc::new(LogRing::new(1024)),
+            developers: Developers::default(),
             script: Vec::new(),
         };
         self.world.lock().unwrap().workers.insert(status.name, worker);

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "shared by the files of this test only")]
 
 mod commands;
+mod develop;
 mod end;
 mod entries;
 mod fake;

@@ -8,6 +8,8 @@
 //!                                                              Exit ── flush ── ack ── power off
 //! ```
 //!
+//! A Restart ends the workload's own processes, and leads from "workload ended" back to exec: sessions stay.
+//!
 //! A plan that holds has one more step between mounts and exec: sessions ── Held ──> Go. Otherwise sessions are
 //! taken once the workload runs, which starts it sooner.
 
@@ -73,7 +75,7 @@ pub(crate) fn run(platform: &mut dyn Platform) -> Result<(), AgentError> {
     let reaper = Reaper::start().map_err(AgentError::Thread)?;
     let mut machine = Machine { platform, link, events, sender, reaper, sessions: None };
     let exit = match prepared.and_then(|()| machine.boot(plan)) {
-        Ok(workload) => machine.supervise(workload),
+        Ok((workload, process)) => machine.supervise(workload, &process),
         Err(error) => {
             machine.end_everything();
             Exit { cause: error.into(), uptime_ms: 0 }
@@ -107,6 +109,23 @@ fn check_plan(plan: Result<BootPlan, StartError>) -> Result<BootPlan, StartError
         .hint("this is a damaged installation of iii: install it again"))
 }
 
+/// What the end of a workload is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// The machine ends with it.
+    End,
+    /// It is started again.
+    Restart,
+}
+
+/// How a workload is over.
+enum Over {
+    /// For good.
+    Ended(Exit),
+    /// To be started again.
+    Again,
+}
+
 struct Machine<'a> {
     platform: &'a mut dyn Platform,
     link: Arc<LinkWriter>,
@@ -118,7 +137,7 @@ struct Machine<'a> {
 
 impl Machine<'_> {
     /// From the plan to the running workload.
-    fn boot(&mut self, plan: Result<BootPlan, StartError>) -> Result<Workload, StartError> {
+    fn boot(&mut self, plan: Result<BootPlan, StartError>) -> Result<(Workload, ProcessPlan), StartError> {
         let plan = plan?;
         self.platform.enter(&plan)?;
         self.still_wanted()?;
@@ -135,14 +154,18 @@ impl Machine<'_> {
             self.sessions = sessions.map_err(|error| StartError::new("sessions", error))?;
             self.wait_for_go()?;
         }
-        let workload = workload::start(&plan.workload, self.platform, &self.reaper, self.sender.clone())?;
+        let workload = self.start(&plan.workload)?;
         if !plan.hold {
-            self.sessions = self.take_sessions(plan.workload).unwrap_or_else(|error| {
+            self.sessions = self.take_sessions(plan.workload.clone()).unwrap_or_else(|error| {
                 console::say(format_args!("going on without sessions: {error}"));
                 None
             });
         }
-        Ok(workload)
+        Ok((workload, plan.workload))
+    }
+
+    fn start(&self, process: &ProcessPlan) -> Result<Workload, StartError> {
+        workload::start(process, &*self.platform, &self.reaper, self.sender.clone())
     }
 
     fn wait_for_go(&self) -> Result<(), StartError> {
@@ -192,8 +215,25 @@ impl Machine<'_> {
         }
     }
 
-    /// From the running workload to its last byte.
-    fn supervise(&mut self, workload: Workload) -> Exit {
+    /// From the running workload to the last byte of the last one: a restart makes another one of it.
+    fn supervise(&mut self, mut workload: Workload, process: &ProcessPlan) -> Exit {
+        loop {
+            match self.run(workload) {
+                Over::Ended(exit) => return exit,
+                // A stop or a lost link that came meanwhile is met by the new one.
+                Over::Again => match self.start(process) {
+                    Ok(next) => workload = next,
+                    Err(error) => {
+                        self.end_everything();
+                        return Exit { cause: error.into(), uptime_ms: 0 };
+                    }
+                },
+            }
+        }
+    }
+
+    /// From a running workload to its last byte.
+    fn run(&mut self, workload: Workload) -> Over {
         let oom_kills = self.platform.oom_kills();
         let Workload { pid, since, stdout, stderr } = workload;
         // A lost link is seen by its reader; the order (Started before any output) is what matters here.
@@ -204,27 +244,58 @@ impl Machine<'_> {
             self.kill_everything();
         });
 
-        let (ended, stop) = self.wait_for_end(pid);
+        let (ended, stop, goal) = self.wait_for_end(pid);
         let oom = self.platform.oom_kills() > oom_kills;
-        self.end_everything();
+        match goal {
+            Goal::End => self.end_everything(),
+            Goal::Restart => self.end_workload(pid),
+        }
         if let Ok(pump) = pump {
             pump.finish();
         }
+        if goal == Goal::Restart {
+            return Over::Again;
+        }
         let uptime_ms = milliseconds(ended.at.saturating_duration_since(since));
-        Exit { cause: cause(ended.status, oom && stop != StopState::Killed), uptime_ms }
+        Over::Ended(Exit { cause: cause(ended.status, oom && stop != StopState::Killed), uptime_ms })
     }
 
-    fn wait_for_end(&self, pid: u32) -> (Ended, StopState) {
+    /// Ends what the workload has left behind, waits until it is gone, and makes room for another one.
+    fn end_workload(&mut self, leader: u32) {
+        let deadline = Instant::now() + LAST_PROCESSES;
+        if !self.reaper.wait_until(deadline, || self.platform.kill_workload(leader)) {
+            console::say(format_args!(
+                "killed processes of the workload are stuck; starting it without them"
+            ));
+        }
+        self.platform.renew_workload();
+    }
+
+    fn wait_for_end(&self, pid: u32) -> (Ended, StopState, Goal) {
         let mut state = StopState::Running;
+        let mut goal = Goal::End;
         loop {
             let event = match state.deadline() {
                 Some(at) => self.events.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => self.events.recv().map_err(RecvTimeoutError::from),
             };
             let (next, action) = match event {
-                Ok(Event::WorkloadEnded(ended)) => return (ended, state),
-                Ok(Event::Stop(stop)) => state.asked(Instant::now(), &stop),
-                Ok(Event::LinkLost) => state.abandoned(),
+                Ok(Event::WorkloadEnded(ended)) => return (ended, state, goal),
+                // The end of a machine goes before a restart in it: it takes over what that has begun.
+                Ok(Event::Stop(stop)) => {
+                    goal = Goal::End;
+                    state.asked(Instant::now(), &stop)
+                }
+                Ok(Event::Restart(stop)) if state == StopState::Running => {
+                    goal = Goal::Restart;
+                    state.asked(Instant::now(), &stop)
+                }
+                // Under way already.
+                Ok(Event::Restart(_)) => (state, StopAction::Nothing),
+                Ok(Event::LinkLost) => {
+                    goal = Goal::End;
+                    state.abandoned()
+                }
                 Ok(Event::Go | Event::ExitAcknowledged) => (state, StopAction::Nothing),
                 // This side holds a sender, so the channel is never disconnected.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => state.at(Instant::now()),
@@ -233,7 +304,14 @@ impl Machine<'_> {
             match action {
                 StopAction::Nothing => {}
                 StopAction::Signal(signal) => signal_group(pid, signal),
-                StopAction::Kill => self.kill_everything(),
+                StopAction::Kill => match goal {
+                    Goal::End => self.kill_everything(),
+                    Goal::Restart => {
+                        // It may have moved itself out of where the others are.
+                        signal_group(pid, SIGKILL);
+                        self.platform.kill_workload(pid);
+                    }
+                },
             }
         }
     }
@@ -247,7 +325,7 @@ impl Machine<'_> {
         while told.is_ok() {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Event::ExitAcknowledged | Event::LinkLost) | Err(_) => return,
-                Ok(Event::Stop(_) | Event::Go | Event::WorkloadEnded(_)) => {}
+                Ok(Event::Stop(_) | Event::Go | Event::Restart(_) | Event::WorkloadEnded(_)) => {}
             }
         }
     }
@@ -259,7 +337,7 @@ fn go_on_after(event: &Event) -> Result<(), StartError> {
         Event::Stop(_) => Err(StartError::new("start", "stopped before the workload was started")),
         Event::LinkLost => Err(host_is_gone()),
         // Nobody was told yet that the workload waits; passed over, it would be waited for in vain.
-        Event::Go => Err(StartError::new("start", "the host is ahead of the guest")),
+        Event::Go | Event::Restart(_) => Err(StartError::new("start", "the host is ahead of the guest")),
         Event::ExitAcknowledged | Event::WorkloadEnded(_) => Ok(()),
     }
 }

@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Stop(Stop),
     /// The workload is to be started.
     Go,
+    /// The workload is to end, and to be started again.
+    Restart(Stop),
     /// The shim has the exit on its disk.
     ExitAcknowledged,
     /// The shim is gone.
@@ -89,6 +91,7 @@ fn to_event(frame: &Frame) -> Result<Event, ControlError> {
     match frame.kind {
         guest::KIND_STOP => Ok(Event::Stop(frame.parse()?)),
         guest::KIND_GO => Ok(Event::Go),
+        guest::KIND_RESTART => Ok(Event::Restart(frame.parse()?)),
         guest::KIND_EXIT_ACK => Ok(Event::ExitAcknowledged),
         other => Err(ControlError::Kind(other)),
     }

@@ -45,6 +45,13 @@ pub(crate) trait Platform {
     /// Sends SIGKILL to every process but the agent. May have to be repeated while children still end.
     fn kill_everything(&self);
 
+    /// Sends SIGKILL to the workload's processes, however they forked, and to no session's. Returns whether there
+    /// was none. `leader` is the workload's first process, which may have ended.
+    fn kill_workload(&self, leader: u32) -> bool;
+
+    /// Takes away what an ended workload has left of its confinement, so that another one can be started.
+    fn renew_workload(&mut self);
+
     /// How many processes the kernel has killed so far because memory ran out.
     fn oom_kills(&self) -> u64;
 

@@ -24,6 +24,9 @@ use crate::sys::Limit;
 use crate::tagged::{self, Census, Tagged};
 use crate::user::{self, Identity};
 
+/// The workload's number among those of sessions, which begin with 1.
+const WORKLOAD_MARK: u64 = 0;
+
 /// The machine this process happens to run on.
 #[derive(Debug)]
 pub(crate) struct Surroundings {
@@ -39,6 +42,20 @@ impl Surroundings {
         let socket = std::env::var_os(AGENT_SOCKET_ENV)?.into();
         let sessions = std::env::var_os(SESSION_SOCKET_ENV).map(PathBuf::from);
         Some(Surroundings { socket, sessions, open_files: None })
+    }
+
+    /// What every process of the machine takes on.
+    fn settings(&self) -> LaunchSettings {
+        LaunchSettings {
+            limits: self.open_files.into_iter().collect(),
+            die_with_agent: true,
+            ..LaunchSettings::default()
+        }
+    }
+
+    /// What tells the workload's processes from those of sessions.
+    fn workload(&self) -> Tagged {
+        Tagged::new(WORKLOAD_MARK, self.settings(), Arc::default())
     }
 }
 
@@ -73,11 +90,7 @@ impl Platform for Surroundings {
     }
 
     fn launch_settings(&self) -> LaunchSettings {
-        LaunchSettings {
-            limits: self.open_files.into_iter().collect(),
-            die_with_agent: true,
-            ..LaunchSettings::default()
-        }
+        self.workload().launch_settings()
     }
 
     fn listen(&self) -> io::Result<Option<OwnedFd>> {
@@ -96,12 +109,18 @@ impl Platform for Surroundings {
     }
 
     fn session_host(&self) -> Arc<dyn SessionHost> {
-        Arc::new(Host { settings: self.launch_settings(), census: Arc::default() })
+        Arc::new(Host { settings: self.settings(), census: Arc::default() })
     }
 
     fn kill_everything(&self) {
         tagged::kill_descendants();
     }
+
+    fn kill_workload(&self, _leader: u32) -> bool {
+        self.workload().kill()
+    }
+
+    fn renew_workload(&mut self) {}
 
     /// The count of the whole host says nothing about one process of it.
     fn oom_kills(&self) -> u64 {

@@ -206,13 +206,14 @@ impl Link {
         }
     }
 
-    /// Receives one frame if there is one, without waiting.
-    pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, Lost> {
-        match self.socket.try_recv(buffer) {
+    /// Receives one frame into the room of `buffer` if there is one, without waiting; whether there was.
+    pub(crate) fn try_receive(&self, buffer: &mut Vec<u8>) -> Result<bool, Lost> {
+        buffer.clear();
+        match self.socket.try_recv_buf(buffer) {
             Ok(0) if self.has_end => Err(Lost),
-            Ok(length) => Ok(Some(length)),
+            Ok(_) => Ok(true),
             Err(error) if is_loss(&error) => Err(Lost),
-            Err(_) => Ok(None),
+            Err(_) => Ok(false),
         }
     }
 

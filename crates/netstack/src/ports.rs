@@ -215,7 +215,8 @@ async fn receive(shared: Rc<Shared>, socket: Rc<UdpSocket>, index: usize, guest:
 fn take(shared: &Shared, socket: &Rc<UdpSocket>, index: usize, guest: u16) {
     let mut buffer = shared.datagram.borrow_mut();
     for _ in 0..DATAGRAMS_AT_ONCE {
-        match socket.try_recv_from(&mut buffer) {
+        buffer.clear();
+        match socket.try_recv_buf_from(&mut *buffer) {
             Ok((length, address)) if length <= MAX_PAYLOAD => {
                 let key = shared.udp.peers.borrow_mut().of(socket, index, address, guest);
                 if let Some(key) = key {

@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     pub(crate) udp: udp::Table,
     /// A descriptor was closed: who could not accept may try again.
     pub(crate) descriptor_free: Notify,
-    /// Where datagrams are received, by one at a time.
+    /// Where datagrams are received, by one at a time; its room is one of any size, its content the last one.
     pub(crate) datagram: RefCell<Vec<u8>>,
     host_addresses: HostAddresses,
     /// What [`interfaces`] said last, and when.
@@ -70,7 +70,7 @@ impl Shared {
             tcp: tcp::Table::default(),
             udp: udp::Table::default(),
             descriptor_free: Notify::new(),
-            datagram: RefCell::new(vec![0; usize::from(u16::MAX)]),
+            datagram: RefCell::new(Vec::with_capacity(usize::from(u16::MAX))),
             host_addresses: settings.host_addresses,
             interfaces: RefCell::default(),
             reporter: RefCell::default(),
@@ -190,8 +190,8 @@ fn interfaces() -> Vec<IpAddr> {
 
 /// Takes frames of the guest until its end is gone.
 pub(crate) async fn receive(shared: Rc<Shared>) -> Lost {
-    // One byte more shows that a frame is too long.
-    let mut buffer = vec![0; MAX_FRAME + 1];
+    // One byte more shows that a frame is too long. Not filled, so that it takes the memory of the frames there are.
+    let mut buffer = Vec::with_capacity(MAX_FRAME + 1);
     loop {
         if !shared.link.may_answer() {
             shared.link.clear().await;
@@ -201,11 +201,11 @@ pub(crate) async fn receive(shared: Rc<Shared>) -> Lost {
         }
         for _ in 0..FRAMES_AT_ONCE {
             match shared.link.try_receive(&mut buffer) {
-                Ok(Some(length)) => {
+                Ok(true) => {
                     shared.counters.frames_from_guest.add(1);
-                    frame(&shared, &buffer[..length]);
+                    frame(&shared, &buffer);
                 }
-                Ok(None) => break,
+                Ok(false) => break,
                 Err(Lost) => return Lost,
             }
             if !shared.link.may_answer() {

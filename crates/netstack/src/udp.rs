@@ -161,7 +161,8 @@ impl Flow {
     fn take(&self, shared: &Shared) {
         let mut buffer = shared.datagram.borrow_mut();
         for _ in 0..DATAGRAMS_AT_ONCE {
-            match self.socket.try_recv(&mut buffer) {
+            buffer.clear();
+            match self.socket.try_recv_buf(&mut *buffer) {
                 Ok(length) if length <= MAX_PAYLOAD => self.reply(shared, &mut buffer[..length]),
                 Ok(_) => shared.counters.frames_dropped.add(1),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -6,6 +6,7 @@
 //! | `GET /v1/workers` | [`WorkerList`] |
 //! | `GET /v1/workers/{name}` | [`WorkerStatus`] |
 //! | `GET /v1/workers/{name}/watch` | NDJSON of [`WorkerStatus`], the current one first, then one per change |
+//! | `POST /v1/workers/{name}/develop` | the same; as long as it is read, edits of the worker's project are brought into its machine |
 //! | `POST /v1/workers/{name}/start` | [`WorkerStatus`] right after acceptance |
 //! | `POST /v1/workers/{name}/stop` | likewise, body [`StopRequest`] |
 //! | `POST /v1/workers/{name}/restart` | likewise, body [`StopRequest`] |
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::exit::ExitRecord;
 use crate::log::Wanted;
 use crate::network::Network;
+use crate::shim::NOT_IN_FORCE;
 
 /// The closed set of error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +166,7 @@ pub struct WorkerStatus {
     pub worker_type: WorkerType,
     /// Where it is now.
     pub phase: Phase,
-    /// What is being done, for `preparing` and `stopping`: `pulling docker.io/...: 3/5 layers`.
+    /// What is being done: `pulling docker.io/...: 3/5 layers`; of a running worker, what is done to it meanwhile.
     #[serde(default)]
     pub detail: Option<String>,
     /// The cause of the present phase (backoff, crash-loop, failed), with hint.
@@ -216,6 +218,12 @@ impl WorkerStatus {
     /// Whether nothing will change without a new request or a long wait: what waiting commands wait for.
     pub fn is_settled(&self) -> bool {
         matches!(self.phase, Phase::Stopped | Phase::Running | Phase::Failed)
+    }
+
+    /// That and why the last edit of a running worker's project is not in force.
+    pub fn not_in_force(&self) -> Option<&str> {
+        let detail = self.detail.as_deref().filter(|_| self.phase == Phase::Running)?;
+        detail.starts_with(NOT_IN_FORCE).then_some(detail)
     }
 }
 

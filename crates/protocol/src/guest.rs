@@ -8,6 +8,9 @@
 //!
 //! A plan with [`BootPlan::hold`] parts mounting and starting: the agent says [`KIND_HELD`] when sessions
 //! are taken, and starts the workload at [`KIND_GO`]. A [`Stop`] meanwhile ends the machine at once.
+//!
+//! [`KIND_RESTART`] ends the workload and starts it again in the same machine: all output of the old one, then
+//! [`Started`]. A workload that ended by itself before is the machine's end as ever: [`Exit`] is the answer then.
 
 use std::net::IpAddr;
 
@@ -19,6 +22,9 @@ use crate::exit::ExitCause;
 pub const CONTROL_PORT: u32 = 1024;
 /// The version both sides must share; the agent is embedded in the binary, so they always do.
 pub const VERSION: u32 = 1;
+/// What a [`CouldNotStart`](crate::exit::ExitCause::CouldNotStart) of the guest is about when its writable disk is
+/// damaged: the host knows more of that disk.
+pub const SCRATCH_DISK: &str = "scratch disk";
 /// Environment variable of the agent that names a Unix socket to use instead of vsock. Set only by the
 /// process launcher of test builds.
 pub const AGENT_SOCKET_ENV: &str = "III_AGENT_SOCKET";
@@ -40,6 +46,8 @@ pub const KIND_GO: u8 = 7;
 /// Agent to shim: all is mounted, sessions are taken, and the workload waits for [`KIND_GO`]. Only with
 /// [`BootPlan::hold`]. No payload.
 pub const KIND_HELD: u8 = 8;
+/// Shim to agent: end the workload as by this [`Stop`], but nothing else of the guest, and start it again.
+pub const KIND_RESTART: u8 = 9;
 /// Agent to shim: workload output, [`output_payload`].
 pub const KIND_STDOUT: u8 = 16;
 /// Agent to shim: workload error output, [`output_payload`].
@@ -136,7 +144,7 @@ pub struct ProcessPlan {
     pub user: String,
 }
 
-/// Agent to shim: the workload has been executed (`execve` succeeded).
+/// Agent to shim: the workload has been executed (`execve` succeeded). Again after each [`KIND_RESTART`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Started {

@@ -16,12 +16,19 @@ pub const KIND_LAUNCH: u8 = 1;
 pub const KIND_ATTACH: u8 = 2;
 /// Daemon to shim: [`StopMachine`].
 pub const KIND_STOP: u8 = 3;
+/// Daemon to shim: the project has changed. What did is copied into the running machine, installed if it has to be,
+/// and the workload is started again in place. No payload; without effect on a machine that has no project, or
+/// whose workload does not run.
+pub const KIND_RESYNC: u8 = 4;
 /// Shim to daemon: [`ShimStatus`], at once after launch or attach and at every change.
 pub const KIND_STATUS: u8 = 32;
 /// Shim to daemon: one log record, the JSON line of [`crate::log`].
 pub const KIND_LOG: u8 = 33;
 /// Shim to daemon: records were skipped because the daemon was slow ([`Lagged`]); they are on disk.
 pub const KIND_LAGGED: u8 = 34;
+
+/// How [`ShimStatus::activity`] begins when an edit was not brought into the running machine.
+pub const NOT_IN_FORCE: &str = "the project's last change is not in force";
 
 /// Takes over a running shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +67,10 @@ pub struct ShimStatus {
     /// What the machine's network has refused.
     #[serde(default)]
     pub refused: Refused,
+    /// What is done to a running machine, for people: its project is brought up to date. Or what came of it, if that
+    /// is [`NOT_IN_FORCE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<String>,
 }
 
 /// How far a machine is.

@@ -238,7 +238,11 @@ impl RootState {
 
     fn view(&self, name: &str) -> Result<WorkerView, ErrorBody> {
         let entry = &self.entries[self.find(name)?];
-        Ok(WorkerView { status: entry.kit.board.subscribe(), ring: entry.kit.ring.clone() })
+        Ok(WorkerView {
+            status: entry.kit.board.subscribe(),
+            ring: entry.kit.ring.clone(),
+            developers: entry.kit.developers.clone(),
+        })
     }
 
     fn reload(&self, reply: ReloadPort) {

@@ -13,6 +13,7 @@ use super::{RootState, helper_is_down, shutting_down};
 use crate::actors::messages::{Fact, FactKind, Helper, SupervisorMsg};
 use crate::actors::worker::actor::{WorkerActor, policy_of, shown_as_failed};
 use crate::actors::worker::board::{Board, first_status};
+use crate::actors::worker::developers::Developers;
 use crate::actors::worker::durable::Store;
 use crate::actors::worker::messages::{Kit, StatusReply, WorkerArgs, WorkerMsg};
 use crate::actors::worker::state::{Moment, Order, Worker};
@@ -84,6 +85,7 @@ impl RootState {
             board: Arc::new(Board::new(first, self.args.announce.clone())),
             ring: Arc::new(LogRing::new(DEFAULT_RING_BYTES)),
             store: Arc::new(Store::new(&config.name, &home.managed(&config.name), &self.owner)),
+            developers: Developers::default(),
             gate: Arc::default(),
         };
         let presence =
@@ -282,6 +284,7 @@ fn stray(name: String) -> WorkerConfig {
     WorkerConfig {
         name,
         source: Source::None,
+        watch: false,
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 0, cpus: 0, disk_bytes: 0 },

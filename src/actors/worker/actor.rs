@@ -1,7 +1,5 @@
 //! The actor around `step`: messages in, effects out. Its handlers never wait for anything outside.
 
-use std::time::Duration;
-
 use iii_protocol::api::{ErrorBody, WorkerStatus};
 use iii_protocol::exit::{ExitCause, ExitRecord};
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
@@ -14,11 +12,14 @@ use tokio_util::task::AbortOnDropHandle;
 use super::board::{Board, Surface, status_of};
 use super::messages::{Claimed, Left, StatusReply, WorkerArgs, WorkerMsg};
 use super::plan::{self, Circumstances, Recipe, millis};
+use super::project_watch::ProjectWatch;
 use super::state::{Effect, Failure, Found, Input, Moment, Order, Policy, Remedy, State, Worker};
 use super::tasks;
 use crate::config::schema::WorkerConfig;
 use crate::image::types::Image;
-use crate::vm::launcher::Machine;
+use crate::vm::launcher::{Machine, MachineCommand};
+
+mod project;
 
 /// The actor.
 #[derive(Debug)]
@@ -32,12 +33,18 @@ pub struct WorkerState {
     links: Vec<Link>,
     surface: Surface,
     timer: Option<Timer>,
+    /// While the files of its project are followed.
+    watch: Option<ProjectWatch>,
+    /// Tells of those who come and go.
+    developers: Option<AbortOnDropHandle<()>>,
 }
 
 /// The hold on one machine.
 struct Link {
     generation: u64,
-    commands: mpsc::Sender<StopMachine>,
+    commands: mpsc::Sender<MachineCommand>,
+    /// Of what it runs, as its shim says.
+    spec_hash: Option<String>,
     running_since: Option<jiff::Timestamp>,
     /// Hands on the machine's events. An actor that is gone must not take the last word with it.
     _relay: AbortOnDropHandle<()>,
@@ -62,7 +69,15 @@ impl Actor for WorkerActor {
         let worker = Worker::new(&args.config.name, policy_of(&args.config), args.order, Moment::now());
         let log_dir = args.kit.board.current().log_dir;
         let surface = Surface { log_dir, ..Surface::default() };
-        Ok(WorkerState { worker, args, links: Vec::new(), surface, timer: None })
+        Ok(WorkerState {
+            worker,
+            args,
+            links: Vec::new(),
+            surface,
+            timer: None,
+            watch: None,
+            developers: None,
+        })
     }
 
     async fn post_start(
@@ -70,6 +85,15 @@ impl Actor for WorkerActor {
         myself: ActorRef<WorkerMsg>,
         state: &mut WorkerState,
     ) -> Result<(), ActorProcessingErr> {
+        let (mut developers, actor) = (state.args.kit.developers.subscribe(), myself.clone());
+        let task = tokio::spawn(async move {
+            while developers.changed().await.is_ok() {
+                if actor.cast(WorkerMsg::Developers).is_err() {
+                    return;
+                }
+            }
+        });
+        state.developers = Some(AbortOnDropHandle::new(task));
         state.perform(&myself, Effect::Claim);
         Ok(())
     }
@@ -103,6 +127,9 @@ impl Actor for WorkerActor {
                 // One who does not wait for it may have gone.
                 let _gone = done.send(());
             }
+            WorkerMsg::ProjectSeen { edited } => state.recheck(&myself, edited),
+            WorkerMsg::Rechecked { edited, result } => state.rechecked(&myself, edited, *result),
+            WorkerMsg::Developers => state.follow_project(&myself),
             WorkerMsg::Tick => {
                 state.timer = None;
                 state.step(&myself, Input::Tick);
@@ -199,12 +226,13 @@ impl WorkerState {
     fn take_link(&mut self, myself: &ActorRef<WorkerMsg>, generation: u64, machine: Machine) {
         let Machine { commands, events } = machine;
         let relay = AbortOnDropHandle::new(tokio::spawn(tasks::relay(generation, events, myself.clone())));
-        self.links.push(Link { generation, commands, running_since: None, _relay: relay });
+        self.links.push(Link { generation, commands, spec_hash: None, running_since: None, _relay: relay });
     }
 
     /// Keeps what the status shows of a machine and what its sudden end would need.
     fn note_news(&mut self, generation: u64, status: &ShimStatus) {
         let Some(index) = self.links.iter().position(|link| link.generation == generation) else { return };
+        self.links[index].spec_hash = Some(status.spec_hash.clone());
         match &status.phase {
             MachinePhase::Booting { .. }
             | MachinePhase::Unprepared { .. }
@@ -212,6 +240,7 @@ impl WorkerState {
             MachinePhase::Running { since } => self.links[index].running_since = Some(*since),
             MachinePhase::Ended { .. } => {
                 self.links.remove(index);
+                self.surface.activity = None;
                 if self.links.is_empty() {
                     (self.surface.shim_pid, self.surface.vmm_pid) = (None, None);
                 }
@@ -220,6 +249,7 @@ impl WorkerState {
         }
         (self.surface.shim_pid, self.surface.vmm_pid) = (Some(status.shim_pid), status.vmm_pid);
         self.surface.refused = status.refused.clone();
+        self.surface.activity = status.activity.clone();
     }
 
     fn machine(&mut self, myself: &ActorRef<WorkerMsg>, generation: u64, status: ShimStatus) {
@@ -253,11 +283,16 @@ impl WorkerState {
             self.args.kit.store.put(worker.record.clone());
         }
         self.worker = worker;
-        self.args.kit.board.publish(status_of(&self.worker, &self.args.config, &self.surface));
+        self.publish();
         self.set_timer(myself);
+        self.follow_project(myself);
         for effect in effects {
             self.perform(myself, effect);
         }
+    }
+
+    fn publish(&self) {
+        self.args.kit.board.publish(status_of(&self.worker, &self.args.config, &self.surface));
     }
 
     fn perform(&mut self, myself: &ActorRef<WorkerMsg>, effect: Effect) {
@@ -274,7 +309,12 @@ impl WorkerState {
                     let _gone = actor.cast(WorkerMsg::Launched { generation, result });
                 });
             }
-            Effect::End { generation, grace } => self.end(generation, grace),
+            Effect::End { generation, grace } => {
+                self.command(generation, MachineCommand::Stop(StopMachine { grace_ms: millis(grace) }));
+            }
+            // Whatever was edited meanwhile counts as edited.
+            Effect::Recheck => self.recheck(myself, true),
+            Effect::Resync { generation } => self.command(generation, MachineCommand::Resync),
             Effect::AtRest => {
                 let (store, at_rest) = (self.args.kit.store.clone(), self.args.at_rest.clone());
                 tokio::spawn(async move {
@@ -313,14 +353,13 @@ impl WorkerState {
         });
     }
 
-    fn end(&self, generation: u64, grace: Duration) {
+    fn command(&self, generation: u64, command: MachineCommand) {
         let Some(link) = self.links.iter().find(|link| link.generation == generation) else { return };
-        let stop = StopMachine { grace_ms: millis(grace) };
-        match link.commands.try_send(stop) {
+        match link.commands.try_send(command) {
             Ok(()) => {}
-            Err(TrySendError::Full(stop)) => {
+            Err(TrySendError::Full(command)) => {
                 let commands = link.commands.clone();
-                tokio::spawn(async move { commands.send(stop).await });
+                tokio::spawn(async move { commands.send(command).await });
             }
             // The machine's last word is on its way.
             Err(TrySendError::Closed(_)) => {}
@@ -371,6 +410,8 @@ pub fn shown_as_failed(board: &Board, config: &WorkerConfig, cause: ErrorBody) {
         log_dir: old.log_dir.clone(),
         base_image: old.image.clone(),
         resources: Some(old.resources),
+        activity: None,
+        unreadable: None,
     };
     let shown = status_of(&worker, config, &surface);
     board.publish(WorkerStatus {

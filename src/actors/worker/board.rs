@@ -67,8 +67,12 @@ impl Board {
 
 /// The progress of a pull and the numbers of processes change too often for a line each.
 fn is_announced(old: &WorkerStatus, new: &WorkerStatus) -> bool {
+    let key = |status: &WorkerStatus| (status.phase, status.cause.clone(), status.generation);
     let slow_stop = new.phase == Phase::Stopping && new.detail.is_some() && new.detail != old.detail;
-    (old.phase, &old.cause, old.generation) != (new.phase, &new.cause, new.generation) || slow_stop
+    // The workload was restarted in place, or was to be and could not.
+    let edit = new.phase == Phase::Running
+        && (new.running_since != old.running_since || new.not_in_force() != old.not_in_force());
+    key(old) != key(new) || slow_stop || edit
 }
 
 /// What the status says besides the worker itself.
@@ -88,6 +92,10 @@ pub struct Surface {
     pub base_image: Option<String>,
     /// What the machine may have, where not only the configuration says so.
     pub resources: Option<Resources>,
+    /// What is done to the running machine, or came of it.
+    pub activity: Option<String>,
+    /// Why an edit of the project is not even tried.
+    pub unreadable: Option<String>,
 }
 
 /// A worker as its status shows it; the revision is the board's.
@@ -100,13 +108,14 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
         State::Backoff { until, cause, .. } => (Some(cause.clone()), Some(until.wall), None),
         State::Unready { cause } | State::Failed { cause } => (Some(cause.clone()), None, None),
     };
-    let Surface { image_digest, shim_pid, vmm_pid, refused, log_dir, base_image, resources } =
+    let detail = detail_of(worker, surface);
+    let Surface { image_digest, shim_pid, vmm_pid, refused, log_dir, base_image, resources, .. } =
         surface.clone();
     WorkerStatus {
         name: worker.name.clone(),
         worker_type: config.worker_type(),
         phase: worker.phase(),
-        detail: detail_of(worker),
+        detail,
         cause,
         since: worker.since,
         until,
@@ -131,7 +140,7 @@ pub fn status_of(worker: &Worker, config: &WorkerConfig, surface: &Surface) -> W
     }
 }
 
-fn detail_of(worker: &Worker) -> Option<String> {
+fn detail_of(worker: &Worker, surface: &Surface) -> Option<String> {
     match &worker.state {
         State::Preparing(Preparing::Claim) => match worker.claim {
             Claim::Pending(Order::Stop { .. } | Order::Leave { .. }) => {
@@ -147,7 +156,8 @@ fn detail_of(worker: &Worker) -> Option<String> {
         }
         State::Preparing(Preparing::Launch { .. }) => Some("launching the machine".to_owned()),
         State::Booting { kills: 0, detail, .. } => detail.clone(),
-        State::Stopped | State::Unready { .. } | State::Running { .. } | State::Failed { .. } => None,
+        State::Running { .. } => surface.unreadable.clone().or_else(|| surface.activity.clone()),
+        State::Stopped | State::Unready { .. } | State::Failed { .. } => None,
         State::Booting { .. } => Some("the boot is overdue; killing the machine".to_owned()),
         State::Backoff { attempt, .. } => Some(format!("try {attempt} in a row")),
         State::Stopping(stopping) => match (stopping.patience, stopping.waiting) {

@@ -11,6 +11,7 @@ use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::{oneshot, watch};
 
 use super::board::Board;
+use super::developers::Developers;
 use super::durable::{Record, Store};
 use super::plan::{HostLimits, Recipe};
 use super::state::{Failure, Order};
@@ -60,6 +61,20 @@ pub enum WorkerMsg {
         /// Told when the status shows it.
         done: oneshot::Sender<()>,
     },
+    /// The files of its project are looked at, for the first time or because some have changed.
+    ProjectSeen {
+        /// They have changed while they were followed.
+        edited: bool,
+    },
+    /// The project was read again, after they were.
+    Rechecked {
+        /// As it was told.
+        edited: bool,
+        /// What the worker is made of now, and its image, if that is here; or why the project cannot be read.
+        result: Box<Result<(Recipe, Option<Image>), ErrorBody>>,
+    },
+    /// Somebody begins or ceases to work on its project.
+    Developers,
     /// The timer.
     Tick,
     /// The record was read and an earlier machine looked for.
@@ -135,6 +150,8 @@ pub struct Kit {
     pub ring: Arc<LogRing>,
     /// What outlives the daemon.
     pub store: Arc<Store>,
+    /// Who works on its project.
+    pub developers: Developers,
     /// Held during a claim and a launch, so that two actors of one worker cannot get two machines.
     pub gate: Arc<tokio::sync::Mutex<()>>,
 }

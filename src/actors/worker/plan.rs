@@ -140,7 +140,7 @@ fn project_of(config: &WorkerConfig, recipe: &Recipe, image: &Image) -> Option<P
     Some(ProjectSpec {
         folder: path.clone(),
         exclude: exclude.clone(),
-        kind: plan.kind.value,
+        kind: plan.known_kind(),
         base_image: image.digest.clone(),
         setup: plan.setup.value.clone(),
         install: plan.install.value.clone(),

@@ -90,6 +90,8 @@ pub struct Worker {
     pub policy: Policy,
     /// Recent ends.
     pub history: History,
+    /// Its project was edited since its machine may have listed it.
+    pub edited: bool,
 }
 
 /// The part of a worker's configuration that decides moves.
@@ -282,6 +284,13 @@ pub enum Input {
         /// Whether what runs differs from what is wanted now.
         restart: bool,
     },
+    /// The files of its project are looked at, for the first time or because some have changed.
+    ProjectSeen {
+        /// Some have changed while they were followed.
+        edited: bool,
+        /// What is to be run of it is another thing than what runs.
+        differs: bool,
+    },
     /// Time has passed; harmless at any time.
     Tick,
     /// Answer to [`Effect::Claim`].
@@ -384,6 +393,13 @@ pub enum Effect {
         /// Its grace; zero kills.
         grace: Duration,
     },
+    /// Read the project again. Answered by [`Input::ProjectSeen`].
+    Recheck,
+    /// Have the machine bring its project up to date.
+    Resync {
+        /// Which.
+        generation: u64,
+    },
     /// Tell the root that nothing of this worker runs any more.
     AtRest,
 }
@@ -399,6 +415,7 @@ impl Worker {
             claim: Claim::Pending(order),
             policy,
             history: History::default(),
+            edited: false,
         }
     }
 

@@ -104,6 +104,16 @@ pub(super) async fn recipe(config: WorkerConfig) -> Result<Recipe, ErrorBody> {
     }
 }
 
+/// What the worker is made of after an edit of its project; the image only if it is here.
+pub(super) async fn recheck(
+    config: WorkerConfig,
+    around: Surroundings,
+) -> Result<(Recipe, Option<Image>), ErrorBody> {
+    let recipe = recipe(config).await?;
+    let image = lookup(&around, &recipe.image).await;
+    Ok((recipe, image))
+}
+
 async fn lookup(around: &Surroundings, reference: &str) -> Option<Image> {
     let (images, reference) = (around.images.clone(), reference.to_owned());
     match tokio::task::spawn_blocking(move || images.lookup(&reference)).await {

@@ -16,6 +16,7 @@ pub fn worker_config(name: &str) -> WorkerConfig {
     WorkerConfig {
         name: name.to_owned(),
         source: Source::Oci { image: format!("registry.test/{name}") },
+        watch: false,
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 256, cpus: 1, disk_bytes: 1 << 30 },

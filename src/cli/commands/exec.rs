@@ -218,6 +218,8 @@ impl Running {
             let timeout_at = self.timeout_at.map(|(at, _)| at).filter(|_| known.end.is_none());
             let [stdout, stderr] = &mut self.outputs;
             tokio::select! {
+                // A signal that comes after the end is no longer one for the guest, and would be lost there.
+                biased;
                 started = &mut self.started, if !known.asked_started => {
                     known.asked_started = true;
                     known.started = started.ok();

@@ -47,6 +47,11 @@ impl Listing {
         if let Some(error) = &self.list.config_error {
             printer.warn(&format!("the config file is not in force, the last good one still is:\n{error}"));
         }
+        for worker in &self.list.workers {
+            if let Some(why) = worker.not_in_force() {
+                printer.warn(&format!("`{}`: {why}", worker.name));
+            }
+        }
     }
 
     /// Instead of the phase's word, where that would say too much.

@@ -73,7 +73,7 @@ fn from_disk(
 }
 
 /// How records are written.
-struct Show {
+pub(super) struct Show {
     json: bool,
     timestamps: bool,
     /// The streams whose last record was a part of a line: no time and no mark before the next one.
@@ -81,11 +81,11 @@ struct Show {
 }
 
 impl Show {
-    fn new(json: bool, timestamps: bool) -> Show {
+    pub(super) fn new(json: bool, timestamps: bool) -> Show {
         Show { json, timestamps, open: Vec::new() }
     }
 
-    fn record(&mut self, record: &LogRecord, printer: &mut Printer) -> io::Result<()> {
+    pub(super) fn record(&mut self, record: &LogRecord, printer: &mut Printer) -> io::Result<()> {
         if self.json {
             return printer.write(&record.to_line());
         }

@@ -145,6 +145,7 @@ fn others_kept(before: &Node, after: &Node, entry: &Literal<'_>) -> bool {
         "image" => entry.image.is_some() || stale("image"),
         "worker_path" => entry.worker_path.is_some() || stale("worker_path"),
         "exclude" => !entry.exclude.is_empty() || stale("exclude"),
+        "watch" => stale("watch"),
         _ => false,
     };
     let rest = |node: &Node| match &node.value {

@@ -52,7 +52,7 @@ impl<'e> Literal<'e> {
     /// for, and an image beside a path would never be used.
     pub(super) fn stale_keys(&self) -> &'static [&'static str] {
         match (&self.image, &self.worker_path) {
-            (Some(_), None) => &["worker_path", "exclude"],
+            (Some(_), None) => &["worker_path", "exclude", "watch"],
             (None, Some(_)) => &["image"],
             (Some(_), Some(_)) | (None, None) => &[],
         }

@@ -72,6 +72,7 @@ fn a_worker_that_says_only_its_name_has_the_defaults() {
             [WorkerConfig {
                 name: "w".to_owned(),
                 source: Source::None,
+                watch: false,
                 env: Ok(Vec::new()),
                 engine: EngineUrl::default(),
                 network: Network::default(),

@@ -1,13 +1,23 @@
 use super::*;
 
 fn read(text: &str) -> Result<Manifest, String> {
-    parse(text, Path::new("/p/iii.worker.yaml")).map_err(|e| e.to_string())
+    parse(text, Path::new("/p/iii.worker.yaml"), false).map_err(|e| e.to_string())
 }
 
 /// The first line of the error, without the path.
 fn fault(text: &str) -> String {
     let error = read(text).expect_err(text);
     error.lines().next().unwrap().trim_start_matches("/p/iii.worker.yaml:").to_owned()
+}
+
+#[test]
+fn a_manifest_needs_no_name_where_the_worker_has_one() {
+    let named = |text: &str| parse(text, Path::new("/p/iii.worker.yaml"), true).map_err(|e| e.to_string());
+    for text in ["", "name:\n", "runtime: {kind: python}\n"] {
+        assert_eq!(named(text).unwrap().name, None, "{text}");
+    }
+    assert_eq!(named("name: w\n").unwrap().name, text("w", 1));
+    assert!(named("name: a b\n").unwrap_err().contains("`a b` cannot be a name"));
 }
 
 fn at<T>(value: T, line: usize) -> Option<Placed<T>> {
@@ -88,7 +98,7 @@ fn the_documented_manifests_give_exactly_their_scripts() {
         (SEED_RUST, Kind::Rust, Some(APT), "cargo build --release", "./target/release/my-worker"),
     ] {
         let read = read(manifest).unwrap();
-        assert_eq!(read.name.value, "my-worker");
+        assert_eq!(read.name, text("my-worker", 1));
         assert_eq!(read.kind, at(kind, 3));
         assert_eq!((read.memory_mib.unwrap().value, read.cpus.unwrap().value), (2048, 2));
         let scripts = read.scripts.unwrap();
@@ -105,7 +115,7 @@ fn the_documented_manifests_give_exactly_their_scripts() {
 fn what_is_not_said_is_absent() {
     let read = read("name: w\nruntime:\nresources: {}\nenv: ~\n").unwrap();
     let expected = Manifest {
-        name: Placed { value: "w".to_owned(), line: 1 },
+        name: text("w", 1),
         description: None,
         kind: None,
         package_manager: None,
@@ -305,20 +315,20 @@ fn an_error_shows_the_line_with_a_caret() {
 fn a_manifest_that_is_too_long_or_no_file_is_refused() {
     assert!(fault(&format!("name: w\n#{}", "x".repeat(MAX_MANIFEST_BYTES))).contains("limit of 65536 bytes"));
     let dir = tempfile::tempdir().unwrap();
-    assert!(super::read(dir.path()).unwrap().is_none());
+    assert!(super::read(dir.path(), false).unwrap().is_none());
     let path = dir.path().join(MANIFEST_FILE);
     std::fs::write(&path, format!("name: w\n#{}", "é".repeat(MAX_MANIFEST_BYTES))).unwrap();
-    let error = super::read(dir.path()).unwrap_err().to_string();
+    let error = super::read(dir.path(), false).unwrap_err().to_string();
     assert!(error.contains("limit of 65536 bytes"), "{error}");
     std::fs::write(&path, b"name: \xff\n").unwrap();
-    let error = super::read(dir.path()).unwrap_err().to_string();
+    let error = super::read(dir.path(), false).unwrap_err().to_string();
     assert!(error.contains("invalid utf-8"), "{error}");
     std::fs::remove_file(&path).unwrap();
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let error = super::read(dir.path()).unwrap_err().to_string();
+    let error = super::read(dir.path(), false).unwrap_err().to_string();
     assert!(error.ends_with("iii.worker.yaml: it is not a file"), "{error}");
     std::fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink("nowhere", &path).unwrap();
-    let error = super::read(dir.path()).unwrap_err().to_string();
+    let error = super::read(dir.path(), false).unwrap_err().to_string();
     assert!(error.contains("No such file"), "a link that leads nowhere is told: {error}");
 }

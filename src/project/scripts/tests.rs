@@ -28,7 +28,7 @@ fn pyproject(project: Pyproject, others: &[&'static str]) -> Evidence {
 
 fn planned(manifest: Option<&str>, evidence: &Evidence) -> Result<Plan, ProjectError> {
     let folder = Path::new("/srv/my-project");
-    let manifest = manifest.map(|text| manifest::parse(&format!("name: w\n{text}"), folder).unwrap());
+    let manifest = manifest.map(|text| manifest::parse(&format!("name: w\n{text}"), folder, false).unwrap());
     plan(Inputs { folder, name: None, manifest: manifest.as_ref(), evidence })
 }
 
@@ -264,7 +264,7 @@ fn commands_are_inferred_from_the_files_alone() {
 #[test]
 fn a_written_command_and_an_inferred_one_use_the_same_python() {
     let requirements = files(&["requirements.txt", "worker.py"]);
-    let pip = "python3 -m pip install -r requirements.txt";
+    let pip = "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -r requirements.txt";
     for (scripts, install, start) in [
         ("{start: python worker.py}", pip, "python worker.py"),
         ("{install: pip install x}", "pip install x", "python3 worker.py"),
@@ -340,6 +340,15 @@ fn names_kinds_and_resources_have_their_order() {
     assert_eq!(planned(Some(""), &python).unwrap().kind.to_string_pair(), "python requirements.txt");
     let scripts = Some("scripts: {start: x}");
     assert_eq!(planned(scripts, &files(&[])).unwrap().kind.to_string_pair(), "typescript default");
+    // What nothing is known of gets no tools, whatever its image, unless something that needs them is inferred.
+    let unknown = |scripts: &str| {
+        let text = format!("runtime: {{base_image: gcc, entry: a.ts}}\nscripts: {{{scripts}}}");
+        let plan = planned(Some(&text), &files(&[])).unwrap();
+        (plan.known_kind(), plan.setup.value.is_some())
+    };
+    assert_eq!(unknown("install: make, start: ./app"), (None, false));
+    assert_eq!(unknown("install: make"), (None, true));
+    assert_eq!(planned(Some(""), &python).unwrap().known_kind(), Some(Kind::Python));
     let both = planned(Some("runtime: {kind: python}\n"), &package(&[], &["main.py"])).unwrap();
     assert_eq!((both.kind.to_string_pair().as_str(), both.notes.len()), ("python manifest line 2", 0));
 }

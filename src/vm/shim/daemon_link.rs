@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use iii_protocol::frame::{Frame, FrameError};
 use iii_protocol::shim::{
-    Attach, KIND_ATTACH, KIND_LAGGED, KIND_LOG, KIND_STATUS, KIND_STOP, Lagged, MachinePhase, ShimStatus,
-    StopMachine,
+    Attach, KIND_ATTACH, KIND_LAGGED, KIND_LOG, KIND_RESYNC, KIND_STATUS, KIND_STOP, Lagged, MachinePhase,
+    ShimStatus, StopMachine,
 };
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -31,6 +31,8 @@ pub(super) enum FromDaemon {
     Gone(u64),
     /// End the machine.
     Stop(StopMachine),
+    /// The project was edited.
+    Resync,
 }
 
 /// What every link needs.
@@ -106,9 +108,13 @@ async fn run(
     }
     let receive = async {
         while let Ok(Some(frame)) = reader.next().await {
-            if frame.kind == KIND_STOP
-                && let Ok(stop) = frame.parse()
-                && events.send(FromDaemon::Stop(stop)).await.is_err()
+            let request = match frame.kind {
+                KIND_STOP => frame.parse().ok().map(FromDaemon::Stop),
+                KIND_RESYNC => Some(FromDaemon::Resync),
+                _ => None,
+            };
+            if let Some(request) = request
+                && events.send(request).await.is_err()
             {
                 return;
             }

@@ -1,7 +1,6 @@
 //! The life of one machine: spawn the VMM, hand the agent its plan, follow it to its end, tell the truth.
 
 use std::os::fd::OwnedFd;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -30,11 +29,13 @@ use crate::vm::wire::{FrameReader, write_frame};
 
 mod last_word;
 mod preparation;
+mod refresh;
 
 pub(super) use last_word::{could_not_start, plain};
 
 use last_word::{agents_cause, no_machine, no_start, now_ns, publish_end, write_last_word};
 use preparation::{News, Preparation, workspace};
+use refresh::Refresh;
 
 /// Frames from the agent that may wait. Behind it the agent, and behind that the workload, wait.
 const AGENT_QUEUE: usize = 8;
@@ -74,6 +75,7 @@ pub(super) async fn run(
         phase,
         next_seq: output.next_seq(),
         refused: Refused::default(),
+        activity: None,
     });
     let (daemon_events, mut from_daemon) = mpsc::channel(DAEMON_QUEUE);
     let ctx = LinkContext { status: status.subscribe(), ring, events: daemon_events };
@@ -115,6 +117,8 @@ pub(super) async fn run(
         agent: Agent::Absent,
         greeted: false,
         preparation,
+        refresh: Refresh::default(),
+        skipped: Vec::new(),
         running_since: None,
         last_word: None,
         is_written: false,
@@ -157,7 +161,7 @@ async fn spawn(
     guests_end: &OwnedFd,
 ) -> anyhow::Result<(Child, Console, Option<Preparation>)> {
     let (vmm, console) = spawn_vmm(spec, guests_end).await?;
-    Ok((vmm, console, Preparation::start(spec).await?))
+    Ok((vmm, console, Preparation::start(spec)?))
 }
 
 async fn next_news(preparation: &mut Option<Preparation>) -> News {
@@ -202,8 +206,11 @@ struct Machine {
     agent: Agent,
     /// The agent has said hello and has its plan.
     greeted: bool,
-    /// Until the workload may start; `None` without a project.
+    /// Until the workload may start, and while its project is brought up to date; `None` without a project.
     preparation: Option<Preparation>,
+    refresh: Refresh,
+    /// What was last told not to be copied of the project.
+    skipped: Vec<String>,
     running_since: Option<Timestamp>,
     /// The agent's own account of the end: the truth, if there is one.
     last_word: Option<ExitRecord>,
@@ -275,13 +282,17 @@ impl Machine {
             }
             guest::KIND_STARTED => {
                 anyhow::ensure!(self.preparation.is_none(), "it started the workload before its time");
-                anyhow::ensure!(self.running_since.is_none(), "it started the workload twice");
+                let is_restart = self.refresh.is_restarting();
+                anyhow::ensure!(self.running_since.is_none() || is_restart, "it started the workload twice");
                 let since = Timestamp::now();
                 tracing::info!(after_ms = self.after_ms(), "the workload runs");
                 self.running_since = Some(since);
                 if !self.stop_requested {
                     self.kill_at = None;
                     self.set_phase(MachinePhase::Running { since });
+                }
+                if is_restart {
+                    self.has_restarted();
                 }
             }
             guest::KIND_STDOUT | guest::KIND_STDERR => {
@@ -292,10 +303,12 @@ impl Machine {
             }
             guest::KIND_EXIT => {
                 let Exit { cause, uptime_ms } = frame.parse()?;
+                // Of a machine that ends nothing is brought up to date any more.
+                self.preparation = None;
                 self.output.finish();
                 // It cannot have run longer than its machine: a long run makes earlier deaths forgotten.
                 let uptime_ms = uptime_ms.min(self.after_ms());
-                let exit = self.record(agents_cause(cause)?, uptime_ms);
+                let exit = self.record(agents_cause(&self.spec, cause)?, uptime_ms);
                 match write_last_word(&self.spec, &exit) {
                     Ok(()) => self.is_written = true,
                     // It is true all the same: it is told over the link, and tried again at the end.
@@ -358,6 +371,7 @@ impl Machine {
                 self.orphaned_at = Some(Instant::now());
             }
             FromDaemon::Stop(StopMachine { grace_ms }) => self.stop(grace_ms, vmm),
+            FromDaemon::Resync => self.resync(),
         }
     }
 
@@ -377,6 +391,7 @@ impl Machine {
         self.stop_requested = true;
         // Ends what it does in the guest: its sessions have lost their client.
         self.preparation = None;
+        self.set_activity(None);
         if self.last_word.is_some() {
             return;
         }
@@ -405,14 +420,7 @@ impl Machine {
     fn on_deadline(&mut self, vmm: &mut Child) {
         self.kill_at = None;
         if !self.stop_requested && self.last_word.is_none() && self.verdict.is_none() {
-            let limit = Duration::from_millis(self.spec.machine.boot_timeout_ms);
-            let message = format!(
-                "the workload was not running {} after the machine's start{}",
-                humantime::format_duration(limit),
-                self.console_said()
-            );
-            let hint = Some("give it longer with `boot_timeout:` in config.yaml if the host is slow".into());
-            self.verdict = Some(ExitCause::CouldNotStart { what: "boot".into(), message, hint });
+            self.verdict = Some(self.overdue());
         }
         kill(vmm);
     }
@@ -435,37 +443,6 @@ impl Machine {
             tail if tail.is_empty() => "; the console is empty".to_owned(),
             tail => format!("; the console's last lines:\n{tail}"),
         }
-    }
-
-    async fn conclude(&mut self, vmm: ExitStatus) -> anyhow::Result<()> {
-        self.output.finish();
-        self.console.drained().await;
-        let ran_ms = self.running_since.map_or(0, |since| {
-            u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or(0)
-        });
-        let exit = match (self.last_word.take(), self.verdict.take()) {
-            (Some(exit), _) => exit,
-            (None, Some(verdict)) => self.record(verdict, ran_ms),
-            (None, None) if self.stop_requested => self.record(ExitCause::Signal { signal: SIGKILL }, ran_ms),
-            (None, None) if self.running_since.is_some() => {
-                let detail = format!("the VMM ended ({vmm}) while the workload ran{}", self.console_said());
-                self.record(ExitCause::VmmDied { detail }, ran_ms)
-            }
-            (None, None) => {
-                let message = format!("the VMM ended ({vmm}) before the workload ran{}", self.console_said());
-                let hint = "see the whole console in the worker's log folder (`iii worker status` names it)";
-                self.record(
-                    ExitCause::CouldNotStart { what: "boot".into(), message, hint: Some(hint.into()) },
-                    0,
-                )
-            }
-        };
-        let written = match self.is_written {
-            true => Ok(()),
-            false => write_last_word(&self.spec, &exit),
-        };
-        publish_end(&self.status, &self.output, exit);
-        written
     }
 
     fn record(&self, cause: ExitCause, uptime_ms: u64) -> ExitRecord {

@@ -17,13 +17,15 @@ const KILL: &str = "cgroup.kill";
 const WORKLOAD: &str = "/sys/fs/cgroup/workload";
 /// Beside the workload, so that what is killed in a session is not counted as the workload's.
 const SESSIONS: &str = "/sys/fs/cgroup/sessions";
+/// So many leaves in a row may be held by what cannot be killed.
+const MAX_STUCK: usize = 16;
 /// Counts the processes killed for want of memory since boot, with or without a memory controller.
 const VMSTAT: &str = "/proc/vmstat";
 
 /// The workload's leaf; absent when the kernel has no cgroup v2.
 #[derive(Debug, Default)]
 pub(super) struct Workload {
-    exists: bool,
+    folder: Option<PathBuf>,
 }
 
 impl Workload {
@@ -31,32 +33,58 @@ impl Workload {
     pub(super) fn make() -> Workload {
         // Without the controller there is no memory.events; the count of the whole guest does then.
         let _ = fs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory");
-        let exists = match fs::create_dir(WORKLOAD) {
-            Ok(()) => true,
+        Workload::make_at(Path::new(WORKLOAD))
+    }
+
+    fn make_at(folder: &Path) -> Workload {
+        let folder = match fs::create_dir(folder) {
+            Ok(()) => Some(folder.to_owned()),
             Err(error) => {
                 console::say(format_args!("going on without a cgroup for the workload: {error}"));
-                false
+                None
             }
         };
-        Workload { exists }
+        Workload { folder }
+    }
+
+    /// Makes another leaf for another start. A workload may have divided its own into groups, with controllers for
+    /// them, and the kernel lets no process into one that is divided (EBUSY).
+    pub(super) fn renew(&mut self) {
+        let Some(folder) = self.folder.take() else { return };
+        remove(&folder);
+        let name = folder.file_name().unwrap_or_default();
+        // One that holds a process which cannot be killed stays, and is left to it.
+        let mut next = folder.clone();
+        for number in 2..=MAX_STUCK {
+            if !next.exists() {
+                break;
+            }
+            next = folder.with_file_name(format!("{}-{number}", name.display()));
+        }
+        *self = Workload::make_at(&next);
     }
 
     /// Where a process enters.
     pub(super) fn procs(&self) -> Option<PathBuf> {
-        self.exists.then(|| PathBuf::from(format!("{WORKLOAD}/{PROCS}")))
+        Some(self.folder.as_ref()?.join(PROCS))
     }
 
     /// SIGKILL to all of it, forks in flight included.
     pub(super) fn kill(&self) {
-        if self.exists {
+        if let Some(folder) = &self.folder {
             // An error means a kernel before 5.14; the caller signals every process besides.
-            let _ = fs::write(format!("{WORKLOAD}/{KILL}"), "1");
+            let _ = fs::write(folder.join(KILL), "1");
         }
+    }
+
+    /// Whether nobody is in it; `None` where there is no such leaf.
+    pub(super) fn is_empty(&self) -> Option<bool> {
+        self.folder.as_deref().map(is_empty)
     }
 
     /// Processes of the workload killed for want of memory so far.
     pub(super) fn oom_kills(&self) -> u64 {
-        let events = fs::read_to_string(format!("{WORKLOAD}/memory.events")).ok();
+        let events = self.folder.as_ref().and_then(|it| fs::read_to_string(it.join("memory.events")).ok());
         let counted = events.and_then(|text| counter(&text, "oom_kill"));
         counted.unwrap_or_else(|| {
             fs::read_to_string(VMSTAT).ok().and_then(|text| counter(&text, "oom_kill")).unwrap_or(0)
@@ -85,10 +113,14 @@ impl Session {
     }
 
     fn is_empty(&self) -> bool {
-        let events = fs::read_to_string(self.folder.join("cgroup.events"));
-        // Gone is empty.
-        events.ok().and_then(|text| counter(&text, "populated")).is_none_or(|populated| populated == 0)
+        is_empty(&self.folder)
     }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    let events = fs::read_to_string(folder.join("cgroup.events"));
+    // Gone is empty.
+    events.ok().and_then(|text| counter(&text, "populated")).is_none_or(|populated| populated == 0)
 }
 
 impl Confinement for Session {
@@ -122,11 +154,15 @@ impl Confinement for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Root's sessions may have made groups of their own; the deepest goes first.
-        for folder in below(&self.folder).iter().rev() {
-            if let Err(error) = fs::remove_dir(folder) {
-                console::say(format_args!("{} stays: {error}", folder.display()));
-            }
+        remove(&self.folder);
+    }
+}
+
+/// Removes a leaf, with the groups that its processes have made in it; the deepest goes first.
+fn remove(folder: &Path) {
+    for folder in below(folder).iter().rev() {
+        if let Err(error) = fs::remove_dir(folder) {
+            console::say(format_args!("{} stays: {error}", folder.display()));
         }
     }
 }
@@ -163,17 +199,18 @@ mod tests {
     }
 
     /// Where this host has cgroups of version 2, if this user may make some.
-    fn version_2() -> Option<PathBuf> {
+    fn version_2(test: &str) -> Option<PathBuf> {
         let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
         let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
-        let folder = Path::new(mount.split(' ').nth(1)?).join(format!("iii-test-{}", std::process::id()));
+        let folder =
+            Path::new(mount.split(' ').nth(1)?).join(format!("iii-test-{test}-{}", std::process::id()));
         fs::create_dir(&folder).ok()?;
         Some(folder)
     }
 
     #[test]
     fn a_sessions_leaf_holds_kills_and_removes_all_of_it() {
-        let Some(parent) = version_2() else {
+        let Some(parent) = version_2("session") else {
             eprintln!("SKIPPED: no cgroups of version 2 to write to");
             return;
         };
@@ -202,6 +239,39 @@ mod tests {
         }
         drop(leaf);
         assert!(!parent.join("7").exists());
+        fs::remove_dir(&parent).expect("empty");
+    }
+
+    #[test]
+    fn a_workload_that_divided_its_leaf_gets_another_one_that_takes_processes() {
+        let Some(parent) = version_2("workload") else {
+            eprintln!("SKIPPED: no cgroups of version 2 to write to");
+            return;
+        };
+        let mut workload = Workload::make_at(&parent.join("workload"));
+        let procs = workload.procs().expect("a way in");
+        fs::create_dir_all(parent.join("workload/a/b")).expect("groups of its own");
+        // What makes the kernel refuse processes; without such a controller only the groups are in the way.
+        let _ = fs::write(parent.join("cgroup.subtree_control"), "+pids");
+        let _ = fs::write(parent.join("workload/cgroup.subtree_control"), "+pids");
+        assert_eq!(workload.is_empty(), Some(true));
+        workload.renew();
+        assert!(!parent.join("workload/a").exists());
+        assert_eq!(workload.procs(), Some(procs.clone()), "under the same name");
+        let script = format!("echo 0 > {} && exec sleep 600", procs.display());
+        let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().expect("sh");
+        while workload.is_empty() == Some(true) {
+            assert!(child.try_wait().expect("status").is_none(), "it cannot enter");
+            std::thread::yield_now();
+        }
+        // One that holds somebody stays.
+        workload.renew();
+        assert!(workload.procs().is_some_and(|other| other != procs));
+        child.kill().expect("alive");
+        child.wait().expect("killed");
+        for leaf in ["workload", "workload-2"] {
+            remove(&parent.join(leaf));
+        }
         fs::remove_dir(&parent).expect("empty");
     }
 }

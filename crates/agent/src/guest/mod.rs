@@ -134,6 +134,22 @@ impl Platform for Guest {
         }
     }
 
+    fn kill_workload(&self, leader: u32) -> bool {
+        match self.workload.is_empty() {
+            Some(true) => true,
+            Some(false) => {
+                self.workload.kill();
+                false
+            }
+            // A kernel without cgroup v2: its group is what can be told apart from sessions.
+            None => sys::kill(-leader.cast_signed(), SIGKILL).is_err(),
+        }
+    }
+
+    fn renew_workload(&mut self) {
+        self.workload.renew();
+    }
+
     fn oom_kills(&self) -> u64 {
         self.workload.oom_kills()
     }

@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
+use iii_protocol::guest::SCRATCH_DISK;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
@@ -127,16 +128,11 @@ pub(crate) fn join_disks(sys: &mut dyn Syscalls, lower: &str, upper: &str) -> Re
     })?;
     // The journal is replayed here when the last run ended without a flush.
     let scratch = disk(upper, SCRATCH, "ext4", MsFlags::MS_NOATIME, "noinit_itable");
-    sys.mount(&scratch).map_err(|error| {
-        failed("scratch disk", &scratch, &error)
-            .hint("the worker's scratch disk is damaged: `e2fsck` may mend it, removing the worker renews it")
-    })?;
+    sys.mount(&scratch).map_err(|error| failed(SCRATCH_DISK, &scratch, &error))?;
     // The root folder of the overlay is the upper one's: it must look like the image's.
     let made =
         sys.make_folder_like("/scratch/upper", LOWER).and_then(|()| sys.make_folder("/scratch/work", 0o755));
-    made.map_err(|error| {
-        failed("scratch disk", upper, &error).hint("the worker's scratch disk is full or damaged")
-    })?;
+    made.map_err(|error| failed(SCRATCH_DISK, upper, &error))?;
     let joined = overlay(ROOT, LOWER, SCRATCH, NONE);
     sys.mount(&joined).map_err(|error| failed("root disk", &joined, &error))
 }

@@ -6,6 +6,7 @@ mod contract;
 mod ends;
 mod holds;
 mod output;
+mod restarts;
 mod session_ends;
 mod sessions;
 mod shim;

@@ -10,8 +10,8 @@ use iii_protocol::exit::ExitCause;
 use iii_protocol::frame::{Frame, read_frame, write_frame};
 use iii_protocol::guest::{
     AGENT_SOCKET_ENV, BootPlan, Exit, Hello, KIND_EXIT, KIND_EXIT_ACK, KIND_GO, KIND_HELD, KIND_HELLO,
-    KIND_PLAN, KIND_STARTED, KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan, Started, Stop,
-    VERSION, parse_output,
+    KIND_PLAN, KIND_RESTART, KIND_STARTED, KIND_STDERR, KIND_STDOUT, KIND_STOP, ProcessPlan, RootPlan,
+    Started, Stop, VERSION, parse_output,
 };
 use iii_protocol::session::SESSION_SOCKET_ENV;
 use tempfile::TempDir;
@@ -175,6 +175,10 @@ impl Shim {
 
     pub(crate) fn stop(&mut self, signal: i32, grace_ms: u64) {
         self.say(KIND_STOP, &Stop { signal, grace_ms });
+    }
+
+    pub(crate) fn restart(&mut self, signal: i32, grace_ms: u64) {
+        self.say(KIND_RESTART, &Stop { signal, grace_ms });
     }
 
     /// The next frame, whatever it is.

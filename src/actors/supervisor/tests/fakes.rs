@@ -18,7 +18,7 @@ use crate::actors::worker::tests::image;
 use crate::image::store::RegistrySettings;
 use crate::image::types::Image;
 use crate::logs::LogRing;
-use crate::vm::launcher::{Adoption, Launcher, MACHINE_QUEUE, Machine};
+use crate::vm::launcher::{Adoption, Launcher, MACHINE_QUEUE, Machine, MachineCommand};
 use crate::vm::spec::MachineSpec;
 
 /// How the machines of a worker behave.
@@ -61,6 +61,8 @@ pub(super) struct HostState {
     pub(super) launches: Vec<MachineSpec>,
     /// Each stop request, in order.
     pub(super) stops: Vec<(String, u64)>,
+    /// Each request to bring a project up to date, in order.
+    pub(super) resyncs: Vec<String>,
     pub(super) adopt_errors: HashMap<String, VecDeque<ErrorBody>>,
     launching: HashSet<String>,
 }
@@ -132,10 +134,14 @@ impl FakeHost {
         machine.link = Some(link);
         let (control, state, name) = (machine.control.clone(), self.clone(), worker.to_owned());
         tokio::spawn(async move {
-            while let Some(stop) = orders.recv().await {
-                let stop: StopMachine = stop;
-                state.lock().stops.push((name.clone(), stop.grace_ms));
-                let _ended = control.send(Control::Stop(stop));
+            while let Some(command) = orders.recv().await {
+                match command {
+                    MachineCommand::Stop(stop) => {
+                        state.lock().stops.push((name.clone(), stop.grace_ms));
+                        let _ended = control.send(Control::Stop(stop));
+                    }
+                    MachineCommand::Resync => state.lock().resyncs.push(name.clone()),
+                }
             }
         });
         Machine { commands, events }
@@ -153,6 +159,7 @@ impl FakeHost {
             phase: MachinePhase::Booting { since: Timestamp::now(), deadline, detail: None },
             next_seq: 0,
             refused: Refused::default(),
+            activity: None,
         };
         let machine = FakeMachine { status, control, link: None };
         let before = self.lock().machines.insert(spec.worker.clone(), machine);

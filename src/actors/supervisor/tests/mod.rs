@@ -8,3 +8,4 @@ mod fakes;
 mod images;
 mod project;
 mod shutdown;
+mod watch;

@@ -150,7 +150,12 @@ impl Turn {
                     State::Booting { deadline: self.now.at_wall(deadline), kills, detail }
                 }
                 MachinePhase::Unprepared { what, message, hint, .. } => self.unready(&what, message, hint),
-                MachinePhase::Running { since } => State::Running { since },
+                MachinePhase::Running { since } => {
+                    if std::mem::take(&mut self.edited) {
+                        self.effects.push(Effect::Recheck);
+                    }
+                    State::Running { since }
+                }
                 MachinePhase::Stopping { .. } if kills > 0 => State::Booting { deadline, kills, detail },
                 MachinePhase::Stopping { running_since, deadline } => self.goes_down(running_since, deadline),
                 MachinePhase::Ended { exit } if kills > 0 => self.ended(cause::overdue(exit)),

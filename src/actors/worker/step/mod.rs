@@ -29,14 +29,16 @@ impl Worker {
     /// generation changes nothing.
     pub fn step(self, now: Moment, random: f64, input: Input) -> (Worker, Vec<Effect>) {
         let before = (self.phase(), self.record.generation);
-        let Worker { name, state, since, record, claim, policy, history } = self;
-        let mut turn = Turn { name, record, claim, policy, history, now, random, effects: Vec::new() };
+        let Worker { name, state, since, record, claim, policy, history, edited } = self;
+        let effects = Vec::new();
+        let mut turn = Turn { name, record, claim, policy, history, edited, now, random, effects };
         let state = match input {
             Input::Start => turn.start(state),
             Input::Stop { grace } => turn.stop(state, grace),
             Input::Restart { grace } => turn.restart(state, grace),
             Input::Leave { grace } => turn.leave(state, grace),
             Input::Reconfigured { policy, restart } => turn.reconfigured(state, policy, restart),
+            Input::ProjectSeen { edited, differs } => turn.project_seen(state, edited, differs),
             Input::Tick => turn.tick(state),
             Input::Claimed { record, found } => turn.claimed(state, record, *found),
             Input::NotClaimed(failure) => turn.not_claimed(state, failure),
@@ -55,8 +57,8 @@ impl Worker {
                 false => state,
             },
         };
-        let Turn { name, record, claim, policy, history, effects, .. } = turn;
-        let mut worker = Worker { name, state, since, record, claim, policy, history };
+        let Turn { name, record, claim, policy, history, edited, effects, .. } = turn;
+        let mut worker = Worker { name, state, since, record, claim, policy, history, edited };
         if before != (worker.phase(), worker.record.generation) {
             worker.since = now.wall;
         }
@@ -71,6 +73,7 @@ struct Turn {
     claim: Claim,
     policy: Policy,
     history: History,
+    edited: bool,
     now: Moment,
     random: f64,
     effects: Vec<Effect>,
@@ -103,6 +106,8 @@ impl Turn {
         match self.claim {
             Claim::Held => {
                 self.record.generation += 1;
+                // What comes lists the project itself.
+                self.edited = false;
                 self.effects.push(Effect::Prepare { generation: self.record.generation });
                 State::Preparing(Preparing::Image { detail: None })
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use iii_protocol::api::Desired;
 
 use super::Turn;
-use crate::actors::worker::state::{Claim, Order, Policy, Preparing, State, Stopping, Then, Waiting};
+use crate::actors::worker::state::{Claim, Effect, Order, Policy, Preparing, State, Stopping, Then, Waiting};
 
 impl Turn {
     pub(super) fn start(&mut self, state: State) -> State {
@@ -159,6 +159,43 @@ impl Turn {
             }
             // What was found is compared with what is wanted at the time of the answer.
             State::Preparing(Preparing::Claim) | State::Stopping(_) => state,
+        }
+    }
+
+    /// An edit is a wish to see what it does: it takes a worker that failed or waits out of that. A first look is
+    /// none; it only brings up to date what runs.
+    pub(super) fn project_seen(&mut self, state: State, edited: bool, differs: bool) -> State {
+        match state {
+            State::Running { since } if differs => {
+                self.forget_restarts();
+                self.go_down(Waiting::Machine, Some(since), Then::Start, None)
+            }
+            State::Running { .. } => {
+                self.effects.push(Effect::Resync { generation: self.record.generation });
+                state
+            }
+            State::Booting { .. } if differs => {
+                self.forget_restarts();
+                self.go_down(Waiting::Machine, None, Then::Start, None)
+            }
+            // Its manifest was read before the image was got, and its listing may have come before the edit.
+            State::Booting { .. } | State::Preparing(Preparing::Image { .. } | Preparing::Launch { .. }) => {
+                self.edited = true;
+                state
+            }
+            State::Unready { .. } if edited => {
+                self.forget_restarts();
+                self.go_down(Waiting::Machine, None, Then::Start, None)
+            }
+            State::Backoff { .. } | State::Failed { .. } if edited && self.claim == Claim::Held => {
+                self.begin_fresh(Order::Start)
+            }
+            State::Stopped
+            | State::Preparing(Preparing::Claim)
+            | State::Unready { .. }
+            | State::Stopping(_)
+            | State::Backoff { .. }
+            | State::Failed { .. } => state,
         }
     }
 }

@@ -37,6 +37,7 @@ enum Op {
     MachineGoesDown,
     MachineEnds { code: i32, requested: bool },
     Stale { what: usize, back: u64 },
+    ProjectSeen { edited: bool, differs: bool },
 }
 
 fn ops() -> impl Strategy<Value = Op> {
@@ -65,6 +66,8 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(Op::MachineGoesDown),
         4 => (0i32..3, any::<bool>()).prop_map(|(code, requested)| Op::MachineEnds { code, requested }),
         3 => (0usize..5, 1u64..4).prop_map(|(what, back)| Op::Stale { what, back }),
+        2 => (any::<bool>(), any::<bool>())
+            .prop_map(|(edited, differs)| Op::ProjectSeen { edited, differs }),
     ]
 }
 
@@ -116,6 +119,8 @@ struct World {
     said: Option<Desired>,
     told_to_leave: bool,
     at_rest: usize,
+    rechecks: usize,
+    resyncs: usize,
 }
 
 impl World {
@@ -137,6 +142,8 @@ impl World {
             said: None,
             told_to_leave: false,
             at_rest: 0,
+            rechecks: 0,
+            resyncs: 0,
         }
     }
 
@@ -161,6 +168,12 @@ impl World {
                     if let Some(machine) = self.machine.as_mut().filter(|m| m.generation == generation) {
                         machine.asked = true;
                     }
+                }
+                Effect::Recheck => self.rechecks += 1,
+                Effect::Resync { generation } => {
+                    let machine = self.machine.as_ref().filter(|machine| machine.generation == generation);
+                    assert!(machine.is_some(), "nothing to bring up to date");
+                    self.resyncs += 1;
                 }
                 Effect::AtRest => {
                     assert!(self.launches.is_empty(), "at rest during a launch");
@@ -254,6 +267,7 @@ impl World {
             }),
             Op::MachineEnds { code, requested } => self.machine_ends(code, requested),
             Op::Stale { what, back } => self.stale(what, back),
+            Op::ProjectSeen { edited, differs } => self.give(Input::ProjectSeen { edited, differs }),
         }
     }
 
@@ -283,6 +297,7 @@ impl World {
                     phase: machine.phase.clone(),
                     next_seq: 0,
                     refused: Refused::default(),
+                    activity: None,
                 },
                 wanted: differs.then(|| "that".to_owned()),
             },
@@ -605,4 +620,58 @@ fn a_new_daemon_finds_a_machine_that_is_not_ready_and_leaves_it_as_it_is() {
     assert_eq!(cause.message, "install: exit code 1");
     world.apply(Op::MachineEnds { code: 1, requested: false });
     assert!(matches!(world.worker.state, State::Failed { .. }));
+}
+
+#[test]
+fn an_edit_is_brought_into_the_running_machine_and_another_recipe_into_a_new_one() {
+    let mut world = running();
+    let generation = world.worker.record.generation;
+    world.apply(Op::ProjectSeen { edited: true, differs: false });
+    assert!(matches!(world.worker.state, State::Running { .. }));
+    assert_eq!((world.resyncs, world.worker.record.generation), (1, generation));
+    world.apply(Op::ProjectSeen { edited: true, differs: true });
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+    assert_eq!((world.resyncs, world.worker.record.generation), (1, generation + 1));
+}
+
+#[test]
+fn an_edit_during_a_boot_is_looked_at_once_the_workload_runs() {
+    let mut world = World::new(1, Desired::Running, false, false);
+    world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
+    world.apply(Op::ProjectSeen { edited: true, differs: false });
+    assert_eq!((world.rechecks, world.resyncs), (0, 0));
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+    assert_eq!((world.rechecks, world.resyncs), (1, 0));
+    assert!(!world.worker.edited);
+}
+
+#[test]
+fn an_edit_tries_a_worker_anew_that_failed_and_a_first_look_does_not() {
+    let mut world = World::new(3, Desired::Running, false, false);
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+    world.apply(Op::MachineEnds { code: 1, requested: false });
+    assert!(matches!(world.worker.state, State::Failed { .. }));
+    world.apply(Op::ProjectSeen { edited: false, differs: false });
+    assert!(matches!(world.worker.state, State::Failed { .. }));
+    world.apply(Op::ProjectSeen { edited: true, differs: false });
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+    assert_eq!(world.worker.record.restarts, 0);
+
+    let mut world = World::new(1, Desired::Running, false, false);
+    world.settle(|w| matches!(w.worker.state, State::Booting { .. }));
+    world.apply(Op::MachineUnprepared);
+    world.apply(Op::ProjectSeen { edited: false, differs: true });
+    assert!(matches!(world.worker.state, State::Unready { .. }));
+    world.apply(Op::ProjectSeen { edited: true, differs: false });
+    world.settle(|w| matches!(w.worker.state, State::Running { .. }));
+}
+
+#[test]
+fn an_edit_never_starts_what_somebody_stopped() {
+    let mut world = running();
+    world.apply(Op::Stop(None));
+    world.apply(Op::ProjectSeen { edited: true, differs: true });
+    world.settle(|w| w.worker.state == State::Stopped);
+    world.apply(Op::ProjectSeen { edited: true, differs: true });
+    assert_eq!(world.worker.state, State::Stopped);
 }

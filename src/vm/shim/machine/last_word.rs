@@ -1,11 +1,16 @@
 //! What is said of a machine's end, and how.
 
+use std::process::ExitStatus;
+use std::time::Duration;
+
 use anyhow::Context as _;
 use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::guest;
 use iii_protocol::shim::{MachinePhase, ShimStatus};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::{Machine, SIGKILL};
 use crate::fsutil::write_atomic;
 use crate::vm::shim::output::Output;
 use crate::vm::shim::{EXIT_FILE, SHIM_LOG, ShimSpec};
@@ -28,10 +33,14 @@ pub(super) fn no_start(spec: &ShimSpec, cause: ExitCause) -> ExitRecord {
     ExitRecord { generation, at: Timestamp::now(), uptime_ms: 0, cause, requested: false }
 }
 
-/// An agent's word about an end, as far as it is the agent's to say.
-pub(super) fn agents_cause(cause: ExitCause) -> anyhow::Result<ExitCause> {
+/// An agent's word about an end, as far as it is the agent's to say. It does not know which file on the host its disk
+/// is, nor what users can do about that.
+pub(super) fn agents_cause(spec: &ShimSpec, cause: ExitCause) -> anyhow::Result<ExitCause> {
     match cause {
         ExitCause::Exit { .. } | ExitCause::Signal { .. } | ExitCause::Oom => Ok(cause),
+        ExitCause::CouldNotStart { what, message, .. } if what == guest::SCRATCH_DISK => {
+            Ok(ExitCause::CouldNotStart { what, message: plain(&message), hint: Some(disk_hint(spec)) })
+        }
         ExitCause::CouldNotStart { what, message, hint } => Ok(ExitCause::CouldNotStart {
             what: plain(&what),
             message: plain(&message),
@@ -41,6 +50,18 @@ pub(super) fn agents_cause(cause: ExitCause) -> anyhow::Result<ExitCause> {
             anyhow::bail!("it cannot know of an end by `{cause}`")
         }
     }
+}
+
+fn disk_hint(spec: &ShimSpec) -> String {
+    let disk = spec.scratch_disk.display();
+    let renew = match &spec.machine.project {
+        Some(project) => {
+            let (folder, name) = (project.folder.display(), &spec.machine.worker);
+            format!("`iii worker add {folder} --name {name} --force` begins with a new disk")
+        }
+        None => "`iii worker remove` and `iii worker add` make a new one".to_owned(),
+    };
+    format!("`e2fsck -fy {disk}` may mend it (copy it before); {renew}, and what the worker wrote is lost")
 }
 
 /// A text from the guest, short and without a terminal's control sequences.
@@ -53,6 +74,53 @@ pub(super) fn write_last_word(spec: &ShimSpec, exit: &ExitRecord) -> anyhow::Res
     tracing::info!(cause = %exit.cause, uptime_ms = exit.uptime_ms, "ended");
     write_atomic(&spec.run_dir.join(EXIT_FILE), &serde_json::to_vec(exit)?)
         .context("the last word is not on disk")
+}
+
+impl Machine {
+    /// Why a machine is killed that has not got as far as it should.
+    pub(super) fn overdue(&self) -> ExitCause {
+        let limit = Duration::from_millis(self.spec.machine.boot_timeout_ms);
+        let shown = humantime::format_duration(limit);
+        let (what, since) = match self.refresh.is_restarting() {
+            true => ("restart", "the end of the one before it"),
+            false => ("boot", "the machine's start"),
+        };
+        let message = format!("the workload was not running {shown} after {since}{}", self.console_said());
+        let hint = Some("give it longer with `boot_timeout:` in config.yaml if the host is slow".into());
+        ExitCause::CouldNotStart { what: what.into(), message, hint }
+    }
+
+    /// The VMM has ended: what is to be said of it is put on disk, and told.
+    pub(super) async fn conclude(&mut self, vmm: ExitStatus) -> anyhow::Result<()> {
+        self.output.finish();
+        self.console.drained().await;
+        let ran_ms = self.running_since.map_or(0, |since| {
+            u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or(0)
+        });
+        let exit = match (self.last_word.take(), self.verdict.take()) {
+            (Some(exit), _) => exit,
+            (None, Some(verdict)) => self.record(verdict, ran_ms),
+            (None, None) if self.stop_requested => self.record(ExitCause::Signal { signal: SIGKILL }, ran_ms),
+            (None, None) if self.running_since.is_some() => {
+                let detail = format!("the VMM ended ({vmm}) while the workload ran{}", self.console_said());
+                self.record(ExitCause::VmmDied { detail }, ran_ms)
+            }
+            (None, None) => {
+                let message = format!("the VMM ended ({vmm}) before the workload ran{}", self.console_said());
+                let hint = "see the whole console in the worker's log folder (`iii worker status` names it)";
+                self.record(
+                    ExitCause::CouldNotStart { what: "boot".into(), message, hint: Some(hint.into()) },
+                    0,
+                )
+            }
+        };
+        let written = match self.is_written {
+            true => Ok(()),
+            false => write_last_word(&self.spec, &exit),
+        };
+        publish_end(&self.status, &self.output, exit);
+        written
+    }
 }
 
 /// By the host's clock, as the guest's is set.

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use super::last_word::{now_ns, plain};
 use super::{Agent, LONGEST_GRACE, Machine};
 use crate::prepare::{
-    Failed, HELD, KIND_DONE, KIND_FAILED, KIND_INSTALL, KIND_NOTE, KIND_PROGRESS, KIND_SETUP, Note, Order,
-    Progress,
+    Done, Failed, HELD, KIND_DONE, KIND_FAILED, KIND_INSTALL, KIND_NOTE, KIND_PROGRESS, KIND_SETUP,
+    KIND_SKIPPED, Note, Order, Progress, Skipped,
 };
 use crate::project::WORKSPACE;
 use crate::vm::shim::{SESSION_SOCKET, ShimSpec};
@@ -36,10 +36,12 @@ pub(super) enum News {
     Progress(String),
     /// Worth a line in the log.
     Note(String),
+    /// What of the project is not copied, a line each.
+    Skipped(Vec<String>),
     /// What a script wrote.
     Output(Stream, Vec<u8>),
     /// The workload can run.
-    Done,
+    Done(Done),
     /// It cannot; nothing more is done.
     Failed(Failed),
 }
@@ -63,7 +65,7 @@ pub(super) fn workspace(spec: &ShimSpec) -> String {
 
 impl Preparation {
     /// Starts it for a machine that has a project.
-    pub(super) async fn start(spec: &ShimSpec) -> anyhow::Result<Option<Preparation>> {
+    pub(super) fn start(spec: &ShimSpec) -> anyhow::Result<Option<Preparation>> {
         let Some(project) = &spec.machine.project else { return Ok(None) };
         let order = Order {
             worker: spec.machine.worker.clone(),
@@ -80,15 +82,14 @@ impl Preparation {
             .kill_on_drop(true)
             .spawn()
             .context("cannot start the process that copies the project")?;
-        let mut stdin = child.stdin.take().context("its input is missing")?;
+        let stdin = child.stdin.take().context("its input is missing")?;
         let stdout = child.stdout.take().context("its output is missing")?;
         let mut line = serde_json::to_vec(&order)?;
         line.push(b'\n');
-        stdin.write_all(&line).await.context("the process that copies the project took no order")?;
         let (sender, news) = mpsc::channel(NEWS_QUEUE);
         tokio::spawn(follow(FrameReader::new(stdout), sender));
         let (held, is_held) = oneshot::channel();
-        tokio::spawn(pass_on(is_held, stdin));
+        tokio::spawn(pass_on(line, is_held, stdin));
         Ok(Some(Preparation { _child: child, held: Some(held), news }))
     }
 
@@ -112,11 +113,15 @@ impl Preparation {
 impl Machine {
     /// The project's copy and scripts have something to tell.
     pub(super) fn on_preparation(&mut self, news: News) {
+        if self.running_since.is_some() {
+            return self.on_refresh(news);
+        }
         match news {
             News::Progress(detail) => self.set_booting(Duration::MAX, Some(plain(&detail))),
             News::Note(text) => self.output.event(&plain(&text)),
+            News::Skipped(lines) => self.tell_skipped(lines),
             News::Output(stream, bytes) => self.output.feed(stream, now_ns(), &bytes),
-            News::Done => {
+            News::Done(_) => {
                 tracing::info!(after_ms = self.after_ms(), "the project is ready");
                 self.preparation = None;
                 self.output.finish();
@@ -148,6 +153,14 @@ impl Machine {
         }
     }
 
+    /// Tells what is not copied now and was before, or was not there. Every edit lists the others again.
+    pub(super) fn tell_skipped(&mut self, lines: Vec<String>) {
+        for line in lines.iter().filter(|line| !self.skipped.contains(line)) {
+            self.output.event(&plain(line));
+        }
+        self.skipped = lines;
+    }
+
     /// Still on the way to its workload.
     pub(super) fn set_booting(&self, limit: Duration, detail: Option<String>) {
         let since = match &self.status.borrow().phase {
@@ -159,9 +172,10 @@ impl Machine {
     }
 }
 
-/// Says the word, and keeps the process's input open for as long as this shim is there.
-async fn pass_on(is_held: oneshot::Receiver<()>, mut stdin: ChildStdin) {
-    if is_held.await.is_ok() && stdin.write_all(HELD).await.is_ok() {
+/// Hands over the order, says the word, and keeps the process's input open for as long as this shim is there. One that
+/// takes neither has ended, which shows by the lack of its last word.
+async fn pass_on(order: Vec<u8>, is_held: oneshot::Receiver<()>, mut stdin: ChildStdin) {
+    if stdin.write_all(&order).await.is_ok() && is_held.await.is_ok() && stdin.write_all(HELD).await.is_ok() {
         std::future::pending::<()>().await;
     }
 }
@@ -182,7 +196,7 @@ async fn follow(mut frames: FrameReader<ChildStdout>, news: mpsc::Sender<News>) 
                 hint: Some("start the worker again".to_owned()),
             })
         });
-        let is_last = matches!(word, News::Done | News::Failed(_));
+        let is_last = matches!(word, News::Done(_) | News::Failed(_));
         // The main loop is gone: so is the reason to tell it.
         if news.send(word).await.is_err() || is_last {
             return;
@@ -194,9 +208,10 @@ fn read(frame: Frame) -> anyhow::Result<News> {
     Ok(match frame.kind {
         KIND_PROGRESS => News::Progress(frame.parse::<Progress>()?.detail),
         KIND_NOTE => News::Note(frame.parse::<Note>()?.text),
+        KIND_SKIPPED => News::Skipped(frame.parse::<Skipped>()?.lines),
         KIND_SETUP => News::Output(Stream::Setup, frame.payload),
         KIND_INSTALL => News::Output(Stream::Install, frame.payload),
-        KIND_DONE => News::Done,
+        KIND_DONE => News::Done(frame.parse()?),
         KIND_FAILED => News::Failed(frame.parse()?),
         kind => anyhow::bail!("a word of unknown kind {kind}"),
     })

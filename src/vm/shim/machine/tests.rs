@@ -16,7 +16,7 @@ use crate::logs::LogRing;
 use crate::vm::spec::MachineSpec;
 
 /// A machine whose guest is the test; its VMM is any process that stays.
-fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
+pub(super) fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
     let process = ProcessPlan {
         // More than a socket takes at once.
         argv: vec!["x".repeat(900_000)],
@@ -61,6 +61,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
             phase,
             next_seq: 1,
             refused: Refused::default(),
+            activity: None,
         }),
         output: Output::open(dir, 1, 0, Arc::new(LogRing::new(1000))).unwrap(),
         console: Console::start(console, dir).unwrap(),
@@ -69,6 +70,8 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
         agent: Agent::Absent,
         greeted: false,
         preparation: None,
+        refresh: Refresh::default(),
+        skipped: Vec::new(),
         running_since: None,
         last_word: None,
         is_written: false,
@@ -81,7 +84,7 @@ fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
     (machine, vmm, theirs)
 }
 
-fn hello() -> Frame {
+pub(super) fn hello() -> Frame {
     Frame::json(guest::KIND_HELLO, &Hello { version: guest::VERSION, kernel: "k".into(), uptime_ms: 1 })
 }
 

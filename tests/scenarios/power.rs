@@ -1,0 +1,115 @@
+//! Local projects whose machine loses its power: killed at any moment, half an install never runs as a whole one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::project::Local;
+
+/// Says `whole N` only where the install for the requirements `N` has run to its end.
+const START: &str = "trap 'exit 0' TERM; case $(cat installed) in $(cat requirements.txt)) echo whole $(cat \
+                     installed);; *) echo BROKEN;; esac; while :; do sleep 1 & wait $!; done";
+/// Half of it is there for a moment.
+const SCRIPTS: &str = "  setup: ''\n  install: rm -f installed; echo half > installed; sleep 0.05; cat \
+                       requirements.txt > installed\n";
+
+/// When everything is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// So long after the marker says that the install has begun.
+    Into(Duration),
+    /// While the marker's next version is a file beside it.
+    MarkerWritten,
+    /// So long after the marker says that the install has ended.
+    After(Duration),
+}
+
+/// What the marker holds of the install: its key, or nothing.
+fn marker(folder: &Path) -> Option<serde_json::Value> {
+    let text = fs::read(folder.join("installed.json")).ok()?;
+    let marker: serde_json::Value = serde_json::from_slice(&text).expect("a marker is whole at any moment");
+    Some(marker["install"].clone()).filter(|key| !key.is_null())
+}
+
+fn writes(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp-"))
+    })
+}
+
+/// Spins until something holds: the moments that are looked for are shorter than any sleep.
+fn spin(local: &Local, what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < local.bed.patience(), "never: {what}\n{}", local.logs());
+    }
+}
+
+fn await_moment(local: &Local, folder: &Path, before: Option<&serde_json::Value>, moment: Moment) {
+    let is_done = || marker(folder).is_some_and(|key| Some(&key) != before);
+    spin(local, "an install has begun", || marker(folder).is_none());
+    let rest = match moment {
+        Moment::Into(rest) => rest,
+        Moment::MarkerWritten => {
+            spin(local, "a marker that is written", || writes(folder) || is_done());
+            Duration::ZERO
+        }
+        Moment::After(rest) => {
+            spin(local, "the end of an install", is_done);
+            rest
+        }
+    };
+    let reached = Instant::now();
+    spin(local, "the moment", || reached.elapsed() >= rest);
+}
+
+/// Of everything that runs for this user: the daemon, shims, machines, and what they run.
+fn cut(local: &Local) {
+    local.bed.until("nothing runs", || {
+        let processes = local.bed.processes();
+        for pid in &processes {
+            // One that has ended meanwhile is as good.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        processes.is_empty()
+    });
+}
+
+#[test]
+fn a_power_cut_around_the_end_of_an_install_never_makes_half_of_it_whole() {
+    let local = Local::new(SCRIPTS);
+    local.manifest_with(START, SCRIPTS);
+    let folder: PathBuf = local.bed.home().join("managed/app");
+    // A boot of a real machine takes long; its own disk loses what was not flushed, which processes do not.
+    let rounds = if local.bed.is_process_tier() { 36 } else { 3 };
+    let ms = Duration::from_millis;
+    let mut cuts = Vec::new();
+    for round in 0..rounds {
+        local.write("requirements.txt", &format!("{round}\n"));
+        let before = marker(&folder);
+        let moment = match round % 3 {
+            0 => Moment::MarkerWritten,
+            1 => Moment::After(ms(round / 3 % 4)),
+            _ => Moment::Into(ms(round * 3)),
+        };
+        let daemon = local.start();
+        await_moment(&local, &folder, before.as_ref(), moment);
+        let ended = marker(&folder).is_some_and(|key| Some(&key) != before.as_ref());
+        cuts.push((moment, ended));
+        cut(&local);
+        daemon.kill();
+        let daemon = local.bed.daemon();
+        local.bed.wait_log("app", &format!("whole {round}\n"));
+        assert!(!local.logs().contains("BROKEN"), "{cuts:?}\n{}", local.logs());
+        match round % 2 {
+            0 => cut(&local),
+            _ => daemon.stop(),
+        }
+    }
+    // Otherwise nothing was tried but one side of the moment.
+    assert!(cuts.iter().any(|(_, ended)| *ended), "{cuts:?}");
+    assert!(rounds < 36 || cuts.iter().any(|(_, ended)| !ended), "{cuts:?}");
+}
