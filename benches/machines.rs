@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,8 @@ mod bed;
 mod crun;
 #[path = "machines/exec.rs"]
 mod exec;
+#[path = "machines/host.rs"]
+mod host;
 #[path = "machines/peer.rs"]
 mod peer;
 #[path = "machines/project.rs"]
@@ -30,28 +31,16 @@ mod project;
 mod support;
 
 use bare::Bare;
-use bed::{Bed, Tier, shell_layer};
+use bed::{Bed, shell_layer};
+use host::{MEMORY_MIB, TIER, binary, environment};
 use peer::Peer;
 use serde_json::json;
 use support::registry::{Packing, Tree, image, layer};
 
-/// How machines run here.
-const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_secs(120) };
 /// Repetitions of each timed step.
 const ROUNDS: usize = 5;
 /// How long an idle daemon is watched.
 const IDLE: Duration = Duration::from_secs(20);
-/// Memory of every machine here, MiB; as the peer's default.
-const MEMORY_MIB: u32 = 512;
-
-fn binary() -> PathBuf {
-    environment("III_BIN")
-}
-
-/// A path that `scripts/bench` names.
-fn environment(name: &str) -> PathBuf {
-    PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make bench`")))
-}
 
 fn main() {
     let bed = Bed::new();

@@ -9,9 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use iii_protocol::api::Phase;
 use iii_protocol::guest::{GuestAddress, GuestNetwork};
@@ -24,6 +22,8 @@ mod bare;
 #[path = "../tests/scenarios/bed.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod bed;
+#[path = "machines/host.rs"]
+mod host;
 #[path = "../tests/support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "the tests share it, and use more of it")]
 mod support;
@@ -32,30 +32,18 @@ mod support;
 mod world;
 
 use bare::Bare;
-use bed::{Bed, Tier, shell_layer};
+use bed::{Bed, shell_layer};
+use host::{MEMORY_MIB, TIER, binary, environment};
 use support::registry::{Packing, Tree, image, layer};
 
-/// How machines run here.
-const TIER: Tier = Tier { binary, processes: false, patience: Duration::from_secs(120) };
 /// Machines of each kind, in turn.
 const ROUNDS: usize = 3;
-/// Memory of every machine here, MiB; as the peer's default.
-const MEMORY_MIB: u32 = 512;
 /// Sent each way.
 const MEBIBYTES: &str = "64";
 /// Bytes that the server moves at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// The host's device behind which the server is; passt has to be told, as no default route leads there.
 const DEVICE: &str = "iii-lan";
-
-fn binary() -> PathBuf {
-    environment("III_BIN")
-}
-
-/// A path that `scripts/bench` names.
-fn environment(name: &str) -> PathBuf {
-    PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make bench`")))
-}
 
 fn main() {
     let bed = Bed::new();

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, ReloadReply};
-use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::file_events::may_change;
 use crate::config::schema::Config;
 
 /// An edit has settled when nothing has happened for this long.
@@ -248,21 +248,12 @@ impl Interest {
     }
 
     fn wants(&self, event: &notify::Event) -> bool {
-        let changes = match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write))
-            | EventKind::Any
-            | EventKind::Create(_)
-            | EventKind::Modify(_)
-            | EventKind::Remove(_)
-            | EventKind::Other => true,
-            // Our own reading is such an access.
-            EventKind::Access(_) => false,
-        };
         let paths = self.lock();
         let ours = |path: &PathBuf| {
             paths.contains(path) || paths.iter().any(|known| known.parent() == Some(path.as_path()))
         };
-        changes && (event.need_rescan() || event.paths.is_empty() || event.paths.iter().any(ours))
+        may_change(event.kind)
+            && (event.need_rescan() || event.paths.is_empty() || event.paths.iter().any(ours))
     }
 }
 

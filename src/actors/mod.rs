@@ -11,6 +11,7 @@
 //! that panics is a defect: the root starts it anew, and a worker's new actor takes its machine over.
 
 pub mod config_watcher;
+mod file_events;
 pub mod image_puller;
 pub mod image_store;
 pub mod messages;

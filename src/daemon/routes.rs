@@ -161,9 +161,7 @@ async fn session(State(edge): Ctx, name: Name, request: Request) -> Result<Respo
 async fn watch_worker(State(edge): Ctx, name: Name) -> Result<Response, ApiError> {
     let name = path(name)?;
     let view = edge.view(&name).await?;
-    let watcher =
-        Watcher { closing: edge.closing.clone(), edge, name, status: view.status, fresh: true, as_one: None };
-    Ok(watcher.into_response())
+    Ok(Watcher::new(edge, name, view.status, None).into_response())
 }
 
 /// The same, and the worker's project is followed for as long as the stream is read.
@@ -177,10 +175,8 @@ async fn develop(State(edge): Ctx, name: Name) -> Result<Response, ApiError> {
             hint: Some("`iii worker add ./my-project` adds one".to_owned()),
         }));
     }
-    let as_one = Some(view.developers.join());
-    let watcher =
-        Watcher { closing: edge.closing.clone(), edge, name, status: view.status, fresh: true, as_one };
-    Ok(watcher.into_response())
+    let as_one = view.developers.join();
+    Ok(Watcher::new(edge, name, view.status, Some(as_one)).into_response())
 }
 
 /// One client's view of one worker. A `watch` channel keeps the newest status only: whoever reads
@@ -196,6 +192,15 @@ struct Watcher {
 }
 
 impl Watcher {
+    fn new(
+        edge: Arc<Edge>,
+        name: String,
+        status: watch::Receiver<WorkerStatus>,
+        as_one: Option<Developer>,
+    ) -> Watcher {
+        Watcher { closing: edge.closing.clone(), edge, name, status, fresh: true, as_one }
+    }
+
     fn into_response(self) -> Response {
         ndjson(stream::unfold(self, |mut watcher| async move {
             let line = watcher.next().await?;

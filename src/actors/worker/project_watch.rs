@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::event::{EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::actors::file_events::may_change;
 use crate::project::files::{self, EntryKind, FileEntry, Files};
 
 /// An edit has settled when nothing has happened for this long: editors write a file in several steps.
@@ -239,16 +240,7 @@ impl Interest {
     }
 
     fn wants(&self, event: &notify::Event) -> bool {
-        let changes = match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write))
-            | EventKind::Any
-            | EventKind::Create(_)
-            | EventKind::Modify(_)
-            | EventKind::Remove(_)
-            | EventKind::Other => true,
-            // Our own listing and copying are such accesses.
-            EventKind::Access(_) => false,
-        };
+        let changes = may_change(event.kind);
         if !changes || event.need_rescan() || event.paths.is_empty() {
             return changes;
         }

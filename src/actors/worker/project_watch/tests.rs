@@ -1,6 +1,6 @@
 use std::fs;
 
-use notify::event::CreateKind;
+use notify::event::{AccessKind, AccessMode, CreateKind};
 use tokio::time::timeout;
 
 use super::*;
