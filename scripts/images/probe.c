@@ -2,15 +2,23 @@
 //
 // usage: probe reach (tcp|udp ADDRESS PORT)...   one line per attempt, as attempt.h has it
 //        probe many ADDRESS PORT COUNT           as many connections at once, each with an answer of its own
+//        probe relay ADDRESS PORT ADDRESS PORT   what the first peer sends goes to the second one, and a line says how
+//                                                much that was and its sum
 //        probe echo PORT                         sends datagrams back, until it is ended; says `ready` first
 #define _GNU_SOURCE
 #include "attempt.h"
 
+#include <fcntl.h>
 #include <stdint.h>
 #include <sys/resource.h>
 
 // Descriptors beside the connections.
 #define SPARE_DESCRIPTORS 64
+// One piece of what is relayed: whole words.
+#define RELAY_BYTES (256 << 10)
+// FNV-1a, by words instead of bytes (an emulated guest would need minutes for a cryptographic sum).
+#define SUM_START 0xcbf29ce484222325ULL
+#define SUM_FACTOR 0x100000001b3ULL
 
 static int give_up(const char *step, int at) {
     printf("%s %d failed %s\n", step, at, strerrorname_np(errno));
@@ -64,6 +72,43 @@ static int many(const char *text, int port, int count) {
     return 0;
 }
 
+static int connected(const char *address, const char *port) {
+    struct sockaddr_storage at;
+    socklen_t length = parse_address(address, atoi(port), &at);
+    if (!length) return -1;
+    int opened = open_to(SOCK_STREAM, (struct sockaddr *)&at, length);
+    // From here on it waits as long as its peers do.
+    if (opened >= 0) fcntl(opened, F_SETFL, 0);
+    return opened;
+}
+
+static int relay(char **argv) {
+    static unsigned char block[RELAY_BYTES];
+    uint64_t sum = SUM_START, total = 0;
+    int from = connected(argv[0], argv[1]), to = connected(argv[2], argv[3]);
+    if (from < 0 || to < 0) return give_up("connection", from < 0 ? 0 : 1);
+    for (;;) {
+        ssize_t heard = recv(from, block, sizeof block, MSG_WAITALL);
+        if (heard < 0) return give_up("receive", 0);
+        if (heard == 0) break;
+        // A last word that is not whole is filled up.
+        memset(block + heard, 0, -heard & (sizeof sum - 1));
+        for (ssize_t at = 0; at < heard; at += sizeof sum) {
+            uint64_t word;
+            memcpy(&word, block + at, sizeof word);
+            sum = (sum ^ word) * SUM_FACTOR;
+        }
+        for (ssize_t gone = 0; gone < heard;) {
+            ssize_t sent = send(to, block + gone, heard - gone, MSG_NOSIGNAL);
+            if (sent < 0) return give_up("send", 0);
+            gone += sent;
+        }
+        total += heard;
+    }
+    printf("relay %llu %016llx\n", (unsigned long long)total, (unsigned long long)sum);
+    return 0;
+}
+
 static int echo(int port) {
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
     int opened = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -82,6 +127,7 @@ static int echo(int port) {
 int main(int argc, char **argv) {
     if (argc > 2 && !strcmp(argv[1], "reach")) return reach(argc - 2, argv + 2);
     if (argc == 5 && !strcmp(argv[1], "many")) return many(argv[2], atoi(argv[3]), atoi(argv[4]));
+    if (argc == 6 && !strcmp(argv[1], "relay")) return relay(argv + 2);
     if (argc == 3 && !strcmp(argv[1], "echo")) return echo(atoi(argv[2]));
     fprintf(stderr, "probe: see its source for the usage\n");
     return 2;
