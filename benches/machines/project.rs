@@ -1,4 +1,4 @@
-//! A local project beside an image's worker: its later starts, an edit, and the copy of many files.
+//! A local project beside an image's worker: its first and later starts, an edit, and the copy of many files.
 
 use std::fs;
 use std::path::Path;
@@ -37,6 +37,7 @@ pub(crate) fn rows(bed: &Bed, others: &[String], base: &str, script: &str, cold:
     bed.wait_phase("app", Phase::Running);
     bed.wait_log("app", "ready");
 
+    let firsts = median((0..ROUNDS).map(|_| first_start(bed, &folder)).collect());
     let starts = (0..ROUNDS).map(|_| {
         bed.ok(&["worker", "stop", "app"]);
         cold_start(bed, "app")
@@ -55,11 +56,19 @@ pub(crate) fn rows(bed: &Bed, others: &[String], base: &str, script: &str, cold:
     let second = format!("{} = {:.2} x an image's", seconds(start), times(start));
     let in_place = format!("{} = {:.2} x a cold start", seconds(edits), times(edits));
     vec![
+        row("project, first start, no install", seconds(firsts), "", true),
         row("project, second start", second, "1.15 x", times(start) <= 1.15),
         row("project, edit to restarted", in_place, "0.15 x", times(edits) <= 0.15),
         row("project, start with 50,000 new", seconds(copied), "", true),
         row("project, edit among them", seconds(again), "", true),
     ]
+}
+
+/// From `add` to its end with a running worker: the old disk goes, a new one is made, and the project copied to it.
+fn first_start(bed: &Bed, folder: &Path) -> Duration {
+    let began = Instant::now();
+    bed.ok(&["worker", "add", "--force", &folder.display().to_string()]);
+    began.elapsed()
 }
 
 /// The machine, once nothing is brought into it any more.
