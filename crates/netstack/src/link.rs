@@ -86,6 +86,7 @@ pub(crate) struct Link {
     /// Wakes [`run`](Self::run).
     work: Notify,
     waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Where frames are put together; as large as the largest so far, so that an idle stack does not hold one.
     scratch: RefCell<Vec<u8>>,
     counters: Arc<Counters>,
 }
@@ -104,7 +105,7 @@ impl Link {
             lost: Cell::new(false),
             work: Notify::new(),
             waiting: RefCell::default(),
-            scratch: RefCell::new(vec![0; MAX_FRAME]),
+            scratch: RefCell::default(),
             counters,
         })
     }
@@ -271,7 +272,7 @@ impl Link {
 /// Writes both hardware addresses.
 fn begin(scratch: &mut Vec<u8>, total: usize) {
     if scratch.len() < total {
-        // Only asked for by mistake; the frame is dropped.
+        // The largest so far; one that is larger than any may be is dropped when it is sent.
         scratch.resize(total, 0);
     }
     let mut frame = EthernetFrame::new_unchecked(&mut scratch[..total]);
