@@ -1,9 +1,10 @@
 //! Machines: what one is made of, how it is launched, watched and ended.
 //!
 //! `launcher` is what the actors see and `shim_launcher` the real one; `shim` is the process that owns
-//! one machine, `vmm` the process that becomes it, `krun` enters libkrun.
+//! one machine, `vmm` the process that becomes it, `jail` what that one gives up, `krun` enters libkrun.
 
 mod agent_binary;
+mod jail;
 mod krun;
 pub mod launcher;
 mod link;

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
+use super::jail;
 use super::krun::{self, VmmConfig};
 
 /// Exit status when the VM was never entered; the reason is on standard error.
@@ -88,6 +89,8 @@ fn start() -> anyhow::Result<std::convert::Infallible> {
         VmmKind::Krun(config) => {
             let _scratch = lock_disk(&config.scratch_disk)?;
             let network = network.context("the order came without the network's descriptor")?;
+            // Before libkrun has any thread.
+            jail::drop_network().context("the VMM cannot give up the host's network")?;
             Err(krun::enter(&config, network).into())
         }
         #[cfg(feature = "process-launcher")]

@@ -3,6 +3,7 @@
 //! Whatever must not be reached has a server that would answer, and that counts who came: an attempt that fails because
 //! nobody is there would prove nothing.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use iii_protocol::api::{Phase, WorkerStatus};
@@ -220,6 +221,11 @@ fn an_attack_over_vsock_finds_only_what_is_the_workers_own() {
             assert!(line.contains(" failed "), "{line}");
         }
         assert_eq!(trap.came(), 0, "somebody came to {}", trap.address);
+    }
+    // Even if it wanted to: no thread of it can make a socket for that any more.
+    for task in fs::read_dir(format!("/proc/{}/task", before.vmm_pid.unwrap())).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
     }
     // The agent's link is taken: a second one hears nothing, and the first one goes on.
     let port = CONTROL_PORT.to_string();
