@@ -28,6 +28,8 @@ use crate::session::{Input, Session};
 const LISTINGS: usize = 5;
 /// Between two words about the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// In a second.
+const NANOSECONDS: i128 = 1_000_000_000;
 /// Bytes of a file read at a time.
 const READ_BYTES: usize = 64 * 1024;
 /// Most paths that the log names of those which are not copied.
@@ -266,10 +268,12 @@ fn archive(
             EntryKind::File { .. } => hashes.push(file(folder, entry, &mut writer)?),
             EntryKind::Folder => {
                 let path = [&entry.path[..], b"/"].concat();
-                writer.head(&head(&path, entry, ArchiveKind::Folder, b"", 0, 0)).map_err(Broken::Link)?;
+                writer
+                    .head(&head(&path, entry, ArchiveKind::Folder, b"", 0, (0, 0)))
+                    .map_err(Broken::Link)?;
             }
             EntryKind::Link { target } => {
-                let head = head(&entry.path, entry, ArchiveKind::Symlink, target, 0, 0);
+                let head = head(&entry.path, entry, ArchiveKind::Symlink, target, 0, (0, 0));
                 writer.head(&head).map_err(Broken::Link)?;
             }
         }
@@ -284,7 +288,7 @@ fn head<'a>(
     kind: ArchiveKind,
     link: &'a [u8],
     size: u64,
-    mtime: i64,
+    mtime: (i64, u32),
 ) -> Head<'a> {
     Head { path, kind, link, size, mode: entry.mode, uid: 0, gid: 0, mtime }
 }
@@ -308,7 +312,9 @@ fn file<W: Write>(folder: &Path, entry: &FileEntry, writer: &mut Writer<W>) -> R
     };
     let size = meta.len();
     let EntryKind::File { mtime_ns, .. } = entry.kind else { return Ok(None) };
-    let mtime = i64::try_from(mtime_ns.div_euclid(1_000_000_000)).unwrap_or_default();
+    // To the nanosecond: whoever builds there compares it with what was built in the same second.
+    let seconds = i64::try_from(mtime_ns.div_euclid(NANOSECONDS)).unwrap_or_default();
+    let mtime = (seconds, u32::try_from(mtime_ns.rem_euclid(NANOSECONDS)).unwrap_or_default());
     writer.head(&head(&entry.path, entry, ArchiveKind::File, b"", size, mtime)).map_err(Broken::Link)?;
     let (mut left, mut hash, mut buffer) = (size, Sha256::new(), vec![0; READ_BYTES]);
     let mut is_whole = true;

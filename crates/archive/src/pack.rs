@@ -340,7 +340,7 @@ impl<W: Write> Packer<'_, W> {
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            mtime: stat.st_mtime,
+            mtime: (stat.st_mtime, 0),
         };
         self.packed.entries += 1;
         self.writer.head(&head).map_err(PackError::Write)

@@ -13,6 +13,9 @@ const MAX_SMALL: u64 = 0o7_777_777;
 /// Largest number of a 12-byte field: eleven octal digits.
 const MAX_LARGE: u64 = 0o77_777_777_777;
 
+/// In a second.
+const NANOSECONDS: i128 = 1_000_000_000;
+
 /// One entry's header.
 #[derive(Debug, Clone)]
 pub struct Head<'a> {
@@ -30,8 +33,8 @@ pub struct Head<'a> {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Seconds since the epoch.
-    pub mtime: i64,
+    /// Seconds since the epoch, and nanoseconds after them.
+    pub mtime: (i64, u32),
 }
 
 /// A tar stream that grows.
@@ -58,11 +61,11 @@ impl<W: Write> Writer<W> {
         header.set_uid(records.number("uid", u64::from(head.uid), MAX_SMALL));
         header.set_gid(records.number("gid", u64::from(head.gid), MAX_SMALL));
         header.set_size(records.number("size", head.size, MAX_LARGE));
-        header.set_mtime(match u64::try_from(head.mtime) {
-            Ok(mtime) => records.number("mtime", mtime, MAX_LARGE),
-            Err(_) => {
-                records.add("mtime", head.mtime.to_string().as_bytes());
-                0
+        header.set_mtime(match (u64::try_from(head.mtime.0), head.mtime.1) {
+            (Ok(mtime), 0) => records.number("mtime", mtime, MAX_LARGE),
+            (whole, _) => {
+                records.add("mtime", decimal(head.mtime).as_bytes());
+                whole.unwrap_or_default().min(MAX_LARGE)
             }
         });
         if let EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } = head.kind {
@@ -174,6 +177,14 @@ impl Records {
     }
 }
 
+/// A time as records have it: a decimal fraction, whose sign is that of the whole.
+fn decimal((seconds, nanoseconds): (i64, u32)) -> String {
+    let all = i128::from(seconds) * NANOSECONDS + i128::from(nanoseconds);
+    let (sign, all) = (if all < 0 { "-" } else { "" }, all.unsigned_abs());
+    let (whole, part) = (all / NANOSECONDS.unsigned_abs(), all % NANOSECONDS.unsigned_abs());
+    if part == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{part:09}") }
+}
+
 /// `<length> <key>=<value>\n`, where the length counts itself too.
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + " =\n".len();
@@ -208,12 +219,22 @@ mod tests {
             mode: 0o104_755,
             uid: 4_000_000_000,
             gid: 3_000_000,
-            mtime: -5,
+            mtime: (-5, 0),
         };
         let entry = again(&head);
         assert_eq!((&entry.path, &entry.link), (&long, &long));
         assert_eq!((entry.uid, entry.gid, entry.mode), (4_000_000_000, 3_000_000, 0o4755));
         assert_eq!(entry.mtime, (-5, 0));
+    }
+
+    #[test]
+    fn a_time_keeps_its_nanoseconds() {
+        for mtime in [(0, 0), (0, 1), (7, 999_999_999), (-4, 750_000_000), (-1, 1), (1 << 36, 5), (-9, 0)] {
+            let (path, kind) = (&b"f"[..], EntryKind::File);
+            let head = Head { path, kind, link: b"", size: 0, mode: 0, uid: 0, gid: 0, mtime };
+            assert_eq!(again(&head).mtime, mtime);
+        }
+        assert_eq!(decimal((-4, 750_000_000)), "-3.250000000");
     }
 
     #[test]
@@ -227,7 +248,7 @@ mod tests {
             mode: 0o755,
             uid: 0,
             gid: 0,
-            mtime: 1,
+            mtime: (1, 0),
         };
         let mut writer = Writer::new(Vec::new());
         writer.head(&head).unwrap();
@@ -238,8 +259,16 @@ mod tests {
     #[test]
     fn a_size_beyond_eight_gib_is_told() {
         let size = 1 << 40;
-        let head =
-            Head { path: b"f", kind: EntryKind::File, link: b"", size, mode: 0, uid: 0, gid: 0, mtime: 0 };
+        let head = Head {
+            path: b"f",
+            kind: EntryKind::File,
+            link: b"",
+            size,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+        };
         assert_eq!(again(&head).size, size);
     }
 

@@ -78,7 +78,7 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     for (path, body) in files {
         let (path, size) = (path.as_bytes(), body.len() as u64);
         let kind = EntryKind::File;
-        let head = Head { path, kind, link: b"", size, mode: 0o640, uid: 0, gid: 0, mtime: 5 };
+        let head = Head { path, kind, link: b"", size, mode: 0o640, uid: 0, gid: 0, mtime: (5, 600_000_000) };
         writer.head(&head).unwrap();
         writer.body(body.as_bytes()).unwrap();
         writer.pad(size).unwrap();
@@ -226,7 +226,7 @@ fn records_come_in_order_and_then_the_archive() {
     assert_eq!(bed.names(), ["a", "keep", "n", "n/m"]);
     assert_eq!(fs::read_to_string(bed.at("a")).unwrap(), "now a file");
     let meta = bed.at("n/m").metadata().unwrap();
-    assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o640, 5));
+    assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()), (0o640, 5, 600_000_000));
     // What was done before a failure stays, and nothing is done behind it.
     let error = bed.update(&["F a", "F ../x", "F keep"], &new).unwrap_err();
     assert!(error.contains("`F ../x` is none"), "{error}");

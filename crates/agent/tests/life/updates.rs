@@ -15,7 +15,9 @@ fn archive(path: &str, body: &[u8]) -> Vec<u8> {
     let (path, size) = (path.as_bytes(), body.len() as u64);
     let mut writer = Writer::new(Vec::new());
     let kind = EntryKind::File;
-    writer.head(&Head { path, kind, link: b"", size, mode: 0o755, uid: 0, gid: 0, mtime: 1 }).expect("head");
+    writer
+        .head(&Head { path, kind, link: b"", size, mode: 0o755, uid: 0, gid: 0, mtime: (1, 0) })
+        .expect("head");
     writer.body(body).expect("body");
     writer.pad(size).expect("pad");
     writer.finish().expect("archive")

@@ -41,7 +41,7 @@ fn archive(entries: &[Evil]) -> Vec<u8> {
             mode: entry.mode,
             uid: 0,
             gid: 0,
-            mtime: 1,
+            mtime: (1, 0),
         };
         writer.head(&head).unwrap();
         writer.body(&entry.body).unwrap();
