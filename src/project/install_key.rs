@@ -44,7 +44,6 @@ const NODE_FILES: &[&str] = &[
 ];
 const PYTHON_FILES: &[&str] =
     &["pyproject.toml", "setup.py", "setup.cfg", "poetry.lock", "uv.lock", "pdm.lock", "Pipfile.lock"];
-const RUST_FILES: &[&str] = &["Cargo.toml", "Cargo.lock", "rust-toolchain", "rust-toolchain.toml"];
 
 /// What one script depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +115,8 @@ pub fn setup_key(script: Option<&str>, base_image: &str) -> Key {
     Key { base_image: base_image.to_owned(), script, files: BTreeMap::new() }
 }
 
-/// The key of an `install`: `machine` is what it finds in the machine. Of a project whose kind is not known, any file may
-/// be one that the install depends on.
+/// The key of an `install`: `machine` is what it finds in the machine. Of a project that is compiled or whose kind is not
+/// known, any file may be one that the install depends on.
 pub fn install_key(kind: Option<Kind>, script: Option<&str>, base_image: &str, machine: &Index) -> Key {
     let mut key = setup_key(script, base_image);
     for Indexed { path, kind: what, .. } in &machine.entries {
@@ -134,7 +133,8 @@ fn decides(kind: Option<Kind>, path: &[u8]) -> bool {
     let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let is_one_of = |files: &[&str]| files.iter().any(|file| file.as_bytes() == name);
     match kind {
-        None => true,
+        // An install that compiles what `start` runs; cargo itself knows what is to be done again.
+        None | Some(Kind::Rust) => true,
         Some(Kind::Typescript | Kind::Javascript | Kind::Bun) => is_one_of(NODE_FILES),
         // One list of requirements may include others, which are usually named alike.
         Some(Kind::Python) => {
@@ -142,7 +142,6 @@ fn decides(kind: Option<Kind>, path: &[u8]) -> bool {
                 || ([&b"requirements"[..], b"constraints"].iter().any(|start| name.starts_with(start))
                     && name.ends_with(b".txt"))
         }
-        Some(Kind::Rust) => is_one_of(RUST_FILES),
     }
 }
 
@@ -229,12 +228,13 @@ mod tests {
             (Kind::Typescript, &["bun.lockb", "package.json", "packages/a/package.json"][..]),
             (Kind::Bun, &["bun.lockb", "package.json", "packages/a/package.json"]),
             (Kind::Python, &["pyproject.toml", "requirements-dev.txt", "requirements.txt", "uv.lock"]),
-            (Kind::Rust, &["Cargo.toml", "x/Cargo.lock"]),
         ] {
             let key = key(kind, "s", "i", &paths, "");
             assert_eq!(key.files.keys().collect::<Vec<_>>(), expected, "{kind}");
         }
-        assert_eq!(key(None, "s", "i", &paths, "").files.len(), paths.len(), "of no known kind");
+        for kind in [None, Some(Kind::Rust)] {
+            assert_eq!(key(kind, "s", "i", &paths, "").files.len(), paths.len(), "{kind:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub const MANIFEST_FILE: &str = "iii.worker.yaml";
 /// Longest manifest that is read, bytes.
 pub const MAX_MANIFEST_BYTES: usize = 64 * 1024;
 /// Variables that `iii` sets itself.
-const RESERVED: &[&str] = &["III_URL", "III_ENGINE_URL", "III_WORKER_NAME"];
+const RESERVED: &[&str] = &["III_URL", "III_ENGINE_URL", "III_WORKER_NAME", "III_ISOLATION"];
 
 const TOP_KEYS: &[&str] = &[
     "name",

@@ -194,9 +194,9 @@ fn older_names_are_understood_and_said() {
         assert_eq!(read.entry.map(|e| e.value).as_deref(), entry, "{manifest}");
         assert_eq!(read.warnings, warnings, "{manifest}");
     }
-    let reserved = "name: w\nenv:\n  III_URL: x\n  III_ENGINE_URL: y\n  III_WORKER_NAME: z\n  A: b\n";
+    let reserved = "name: w\nenv:\n  III_URL: x\n  III_ENGINE_URL: y\n  III_WORKER_NAME: z\n  III_ISOLATION: none\n  A: b\n";
     assert_eq!(read(reserved).unwrap().env.len(), 1);
-    assert_eq!(warns(reserved).len(), 3);
+    assert_eq!(warns(reserved).len(), 4);
     assert!(
         warns(reserved)[1].contains(":4: `III_ENGINE_URL` is set by iii itself"),
         "{:?}",
