@@ -2,6 +2,7 @@
 //
 // usage: attack reach (tcp|udp ADDRESS PORT)...  one line per attempt, as attempt.h has it
 //        attack vsock CID FIRST LAST             likewise, for every vsock port of the range
+//        attack sockets PATH...                  likewise, for Unix sockets of these paths and abstract names
 //        attack tsi ADDRESS PORT                 an IPv4 address as the host sees it, by libkrun's TSI: a line per way
 //        attack frames ADDRESS PORT              malformed Ethernet frames on eth0, many of them about ADDRESS;
 //                                                one line per kind: `frames KIND sent N refused M`
@@ -13,7 +14,9 @@
 #include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <sys/un.h>
 #include <time.h>
 
 #define DEVICE "eth0"
@@ -40,6 +43,23 @@ static int vsock(unsigned cid, unsigned first, unsigned last) {
         snprintf(what, sizeof what, "vsock %u %u", cid, port);
         attempt(what, SOCK_STREAM, (struct sockaddr *)&address, sizeof address);
         fflush(stdout);
+    }
+    return 0;
+}
+
+static int sockets(int argc, char **argv) {
+    for (int at = 0; at < argc; at++) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        char what[200];
+        size_t length = strlen(argv[at]);
+        if (length + 1 >= sizeof address.sun_path) return 2;
+        snprintf(what, sizeof what, "path %s", argv[at]);
+        memcpy(address.sun_path, argv[at], length);
+        attempt(what, SOCK_STREAM, (struct sockaddr *)&address, sizeof address);
+        snprintf(what, sizeof what, "abstract %s", argv[at]);
+        address.sun_path[0] = 0;
+        memcpy(address.sun_path + 1, argv[at], length);
+        attempt(what, SOCK_STREAM, (struct sockaddr *)&address, offsetof(struct sockaddr_un, sun_path) + 1 + length);
     }
     return 0;
 }
@@ -373,6 +393,7 @@ int main(int argc, char **argv) {
     if (argc > 2 && !strcmp(argv[1], "reach")) return reach(argc - 2, argv + 2);
     if (argc == 5 && !strcmp(argv[1], "vsock"))
         return vsock(strtoul(argv[2], NULL, 10), strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
+    if (argc > 2 && !strcmp(argv[1], "sockets")) return sockets(argc - 2, argv + 2);
     if (argc == 4 && !strcmp(argv[1], "tsi")) return tsi(argv[2], atoi(argv[3]));
     if (argc == 4 && !strcmp(argv[1], "frames")) return frames(argv[2], atoi(argv[3]));
     fprintf(stderr, "attack: see its source for the usage\n");

@@ -12,6 +12,7 @@ use crate::scenarios::Bed;
 
 mod attack;
 mod outside;
+mod rules;
 mod world;
 
 /// The image of `scripts/images/probe.c` and `attack.c`, which waits for them to be run; its reference.

@@ -113,3 +113,46 @@ fn a_power_cut_around_the_end_of_an_install_never_makes_half_of_it_whole() {
     assert!(cuts.iter().any(|(_, ended)| *ended), "{cuts:?}");
     assert!(rounds < 36 || cuts.iter().any(|(_, ended)| !ended), "{cuts:?}");
 }
+
+/// Files of the project whose copy is cut; as [`START_OF_ALL`] counts them.
+const FILES: usize = 300;
+/// Says `whole N` only where all files are those of round `N`, and its setup has run to its end.
+const START_OF_ALL: &str = "trap 'exit 0' TERM; if test x$(cat many/* | sort -u) = x$(cat version) && test x$(cat \
+                            many/* | wc -l) = x300 && test x$(cat set-up) = x$(cat version); then echo whole $(cat \
+                            version); else echo BROKEN; fi; while :; do sleep 1 & wait $!; done";
+
+#[test]
+fn a_power_cut_during_copy_or_setup_is_made_good_by_the_next_start() {
+    let local = Local::new("  setup: ''\n  install: ''\n");
+    let rounds = if local.bed.is_process_tier() { 15 } else { 3 };
+    let mut cuts = Vec::new();
+    for round in 0..rounds {
+        for file in 0..FILES {
+            local.write(&format!("many/{file}"), &format!("{round}\n"));
+        }
+        local.write("version", &format!("{round}\n"));
+        // Another script each time, so that it has to run.
+        let setup = format!("rm -f set-up; echo half > set-up; sleep 0.05; echo {round} > set-up");
+        local.manifest_with(START_OF_ALL, &format!("  setup: {setup}\n  install: ''\n"));
+        let daemon = local.start();
+        let detail = || local.bed.status("app").and_then(|status| status.detail).unwrap_or_default();
+        spin(&local, "the project is looked at", || !local.bed.processes_named("__prepare").is_empty());
+        match round % 3 {
+            0 => spin(&local, "setup runs", || detail() == "setup runs"),
+            _ => std::thread::sleep(Duration::from_millis(round / 3 * 4)),
+        }
+        cuts.push(detail());
+        cut(&local);
+        daemon.kill();
+        let daemon = local.bed.daemon();
+        local.bed.wait_log("app", &format!("whole {round}\n"));
+        assert!(!local.logs().contains("BROKEN"), "{cuts:?}\n{}", local.logs());
+        match round % 2 {
+            0 => cut(&local),
+            _ => daemon.stop(),
+        }
+    }
+    // Otherwise nothing was tried but one of the two.
+    assert!(cuts.iter().any(|detail| detail == "setup runs"), "{cuts:?}");
+    assert!(cuts.iter().any(|detail| detail != "setup runs"), "{cuts:?}");
+}

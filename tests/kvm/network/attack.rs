@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
 
 use iii_protocol::api::{Phase, WorkerStatus};
 use iii_protocol::engine::ENGINE_PORT;
@@ -81,6 +82,18 @@ fn attack(bed: &Bed, worker: &str, env: &[&str], arguments: &[String]) -> Vec<St
 fn assert_same_machine(before: &WorkerStatus, after: &WorkerStatus) {
     assert_eq!((after.generation, after.shim_pid), (before.generation, before.shim_pid));
     assert_eq!(after.phase, Phase::Running);
+}
+
+/// All sockets of a folder and of those in it.
+fn sockets_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true => sockets_below(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .collect()
 }
 
 /// `reach` for these places.
@@ -206,6 +219,17 @@ fn an_attack_over_vsock_finds_only_what_is_the_workers_own() {
         for line in lines {
             assert!(line.contains(" failed "), "{line}");
         }
+    }
+    // The host's own sockets have no path into the guest, and no name.
+    let run = bed.socket().unwrap().parent().unwrap().to_owned();
+    let sockets = sockets_below(&run);
+    assert!(sockets.len() >= 5, "{sockets:?}");
+    let mut arguments = vec!["sockets".to_owned()];
+    arguments.extend(sockets.iter().map(|path| path.display().to_string()));
+    let lines = attack(&bed, "w", &[], &arguments);
+    assert_eq!(lines.len(), 2 * sockets.len(), "{lines:#?}");
+    for line in lines {
+        assert!(line.contains(" failed "), "{line}");
     }
     // Nor does the VMM connect for its guest, as it would with TSI.
     let traps = [
