@@ -163,6 +163,12 @@ async fn a_list_says_when_the_config_file_is_not_in_force() {
     project.add(status("web", Phase::Failed));
     project.world.lock().unwrap().config_error = Some("config.yaml:3:1: unknown key".to_owned());
     let daemon = project.serve().await;
+    for json in [false, true] {
+        let (mut printer, _out, err) = printer();
+        let args = StatusArgs { name: Some("web".to_owned()), json };
+        commands::status(&project.ctx, &args, &mut printer).await.unwrap();
+        assert!(err.text().contains("config.yaml:3:1: unknown key"), "{}", err.text());
+    }
     let (mut printer, out, err) = printer();
     commands::list(&project.ctx, &ListArgs { json: false }, &mut printer).await.unwrap();
     insta::assert_snapshot!(out.text(), @r"
