@@ -260,16 +260,21 @@ impl Bed {
     /// No process, no socket and no unfinished file is left of this bed.
     pub fn assert_nothing_left(&self) {
         self.until("the last process of this home has ended", || self.processes().is_empty());
-        let mut litter = Vec::new();
-        walk(&self.home(), &mut |path| {
+        let mut left = self.files();
+        left.retain(|path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             let unfinished =
                 name.contains(".tmp") || name.starts_with(".scratch-") || name.ends_with(".partial");
-            if name.ends_with(".sock") || unfinished {
-                litter.push(path.to_owned());
-            }
+            name.ends_with(".sock") || unfinished
         });
-        assert!(litter.is_empty(), "left over: {litter:?}");
+        assert!(left.is_empty(), "left over: {left:?}");
+    }
+
+    /// All that is in this bed's home but folders.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        walk(&self.home(), &mut |path| found.push(path.to_owned()));
+        found
     }
 }
 

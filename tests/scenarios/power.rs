@@ -1,5 +1,6 @@
 //! Local projects whose machine loses its power: killed at any moment, half an install never runs as a whole one.
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::bed::Daemon;
 use super::project::Local;
 
 /// Says `whole N` only where the install for the requirements `N` has run to its end.
@@ -78,6 +80,19 @@ fn cut(local: &Local) {
     });
 }
 
+/// Everything ends, and the next daemon makes round `round` whole; then that ends too, one way or the other.
+fn cut_and_recover(local: &Local, daemon: Daemon, round: u64, cuts: &dyn Debug) {
+    cut(local);
+    daemon.kill();
+    let daemon = local.bed.daemon();
+    local.bed.wait_log("app", &format!("whole {round}\n"));
+    assert!(!local.logs().contains("BROKEN"), "{cuts:?}\n{}", local.logs());
+    match round % 2 {
+        0 => cut(local),
+        _ => daemon.stop(),
+    }
+}
+
 #[test]
 fn a_power_cut_around_the_end_of_an_install_never_makes_half_of_it_whole() {
     let local = Local::new(SCRIPTS);
@@ -99,15 +114,7 @@ fn a_power_cut_around_the_end_of_an_install_never_makes_half_of_it_whole() {
         await_moment(&local, &folder, before.as_ref(), moment);
         let ended = marker(&folder).is_some_and(|key| Some(&key) != before.as_ref());
         cuts.push((moment, ended));
-        cut(&local);
-        daemon.kill();
-        let daemon = local.bed.daemon();
-        local.bed.wait_log("app", &format!("whole {round}\n"));
-        assert!(!local.logs().contains("BROKEN"), "{cuts:?}\n{}", local.logs());
-        match round % 2 {
-            0 => cut(&local),
-            _ => daemon.stop(),
-        }
+        cut_and_recover(&local, daemon, round, &cuts);
     }
     // Otherwise nothing was tried but one side of the moment.
     assert!(cuts.iter().any(|(_, ended)| *ended), "{cuts:?}");
@@ -142,15 +149,7 @@ fn a_power_cut_during_copy_or_setup_is_made_good_by_the_next_start() {
             _ => std::thread::sleep(Duration::from_millis(round / 3 * 4)),
         }
         cuts.push(detail());
-        cut(&local);
-        daemon.kill();
-        let daemon = local.bed.daemon();
-        local.bed.wait_log("app", &format!("whole {round}\n"));
-        assert!(!local.logs().contains("BROKEN"), "{cuts:?}\n{}", local.logs());
-        match round % 2 {
-            0 => cut(&local),
-            _ => daemon.stop(),
-        }
+        cut_and_recover(&local, daemon, round, &cuts);
     }
     // Otherwise nothing was tried but one of the two.
     assert!(cuts.iter().any(|detail| detail == "setup runs"), "{cuts:?}");

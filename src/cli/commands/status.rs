@@ -30,12 +30,13 @@ pub async fn status(ctx: &Context, args: &StatusArgs, printer: &mut Printer) -> 
         return Err(ctx.unknown(name, &names));
     };
     if args.json {
-        // The worker's object has no place for what is wrong with the file.
-        listing.remark(ctx, printer);
-        return Ok(printer.json(status)?);
+        printer.json(status)?;
+    } else {
+        let details =
+            worker_details(status, listing.status_word(status), Timestamp::now(), printer.out_style);
+        printer.print(&details)?;
     }
-    let details = worker_details(status, listing.status_word(status), Timestamp::now(), printer.out_style);
-    printer.print(&details)?;
+    // A worker's object has no place for what is wrong with the file either.
     listing.remark(ctx, printer);
     Ok(())
 }

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
 
 use iii_protocol::api::{Phase, WorkerStatus};
 use iii_protocol::engine::ENGINE_PORT;
@@ -82,18 +81,6 @@ fn attack(bed: &Bed, worker: &str, env: &[&str], arguments: &[String]) -> Vec<St
 fn assert_same_machine(before: &WorkerStatus, after: &WorkerStatus) {
     assert_eq!((after.generation, after.shim_pid), (before.generation, before.shim_pid));
     assert_eq!(after.phase, Phase::Running);
-}
-
-/// All sockets of a folder and of those in it.
-fn sockets_below(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| match path.is_dir() {
-            true => sockets_below(&path),
-            false => vec![path],
-        })
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
-        .collect()
 }
 
 /// `reach` for these places.
@@ -221,8 +208,8 @@ fn an_attack_over_vsock_finds_only_what_is_the_workers_own() {
         }
     }
     // The host's own sockets have no path into the guest, and no name.
-    let run = bed.socket().unwrap().parent().unwrap().to_owned();
-    let sockets = sockets_below(&run);
+    let mut sockets = bed.files();
+    sockets.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
     assert!(sockets.len() >= 5, "{sockets:?}");
     let mut arguments = vec!["sockets".to_owned()];
     arguments.extend(sockets.iter().map(|path| path.display().to_string()));
