@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::error::{Fault, StartError};
-use crate::sys::MAX_CANDIDATES;
 
+/// The most files of one name that are tried, one after the other.
+const MAX_CANDIDATES: usize = 4096;
 /// Bytes of a program looked at for its `#!` line or ELF header.
 const HEAD_BYTES: usize = 256;
 /// Program headers looked at for an ELF interpreter; real programs have about a dozen.

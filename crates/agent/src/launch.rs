@@ -1,27 +1,28 @@
 //! From a command to a running process: one fork, and the steps that only the new process can take
-//! ([`crate::sys::Fork`]). Workload and sessions start by the same way.
+//! ([`crate::fork::Fork`]). Workload and sessions start by the same way.
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use nix::errno::Errno;
-use nix::unistd::geteuid;
+use nix::fcntl::OFlag;
+use nix::unistd::{geteuid, pipe2};
 
 use crate::error::{Fault, StartError};
 use crate::explain;
+use crate::fork::{Failed, Fork, Step};
 use crate::platform::LaunchSettings;
 use crate::reaper::{Ended, Reaper};
-use crate::sys::{self, Fork, Step};
 use crate::user::Identity;
 
 /// Searched when the environment has no `PATH`: the default of Docker.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Home of a user who has no entry, as Docker sets it.
 const DEFAULT_HOME: &str = "/";
+const NULL: &str = "/dev/null";
 
 /// A process to be.
 #[derive(Debug)]
@@ -40,8 +41,28 @@ pub(crate) struct Launch {
     pub(crate) terminal: bool,
 }
 
-/// The three standard streams.
-pub(crate) type Streams = [Stdio; 3];
+/// One of the three standard streams of a process to be.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// Empty, or thrown away.
+    Null,
+    /// The agent has the other end.
+    Pipe,
+    /// This.
+    File(OwnedFd),
+}
+
+/// Standard input, output and error.
+pub(crate) type Streams = [Stream; 3];
+
+/// A process that runs its program.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// Process id, and process group and session too.
+    pub(crate) pid: u32,
+    /// The agent's ends of the streams that are pipes.
+    pub(crate) pipes: [Option<OwnedFd>; 3],
+}
 
 /// Starts the process and returns when it is executed. Its end is told to `on_end`.
 pub(crate) fn launch(
@@ -49,13 +70,15 @@ pub(crate) fn launch(
     streams: Streams,
     reaper: &Reaper,
     on_end: impl FnOnce(Ended) + Send + 'static,
-) -> Result<Child, StartError> {
+) -> Result<Launched, StartError> {
     let search =
         launch.env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value.as_str());
     let name = launch.argv.first().map(String::as_str).unwrap_or_default();
     let programs = explain::look_up(name, search, Path::new(&launch.cwd))?;
     let uid = launch.identity.as_ref().map_or_else(|| geteuid().as_raw(), |identity| identity.uid);
+    let (streams, pipes) = open_streams(streams).map_err(|error| StartError::new("streams", error))?;
     let fork = Fork {
+        streams,
         cgroup: launch.settings.cgroup_procs.as_deref().map(open_procs).transpose()?,
         limits: launch.settings.limits,
         cwd: string(launch.cwd.as_bytes())?,
@@ -66,18 +89,31 @@ pub(crate) fn launch(
         argv: strings(launch.argv.iter().map(|it| it.as_bytes().to_vec()))?,
         env: strings(launch.env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()))?,
     };
-    // The name is never executed: the fork becomes its own program before.
-    let mut command = Command::new(name);
-    let [stdin, stdout, stderr] = streams;
-    command.stdin(stdin).stdout(stdout).stderr(stderr);
-    sys::become_on_fork(&mut command, fork);
-    reaper.spawn(&mut command, on_end).map_err(|error| match sys::failed_step(&error) {
-        Some((step, errno, candidate)) => {
-            let shown = programs.get(candidate).map_or(Path::new(name), PathBuf::as_path);
-            failed(step, errno, shown, &launch.cwd, uid)
+    let pid = reaper.spawn(&fork, on_end).map_err(|it| failed(it, &programs, &launch.cwd, uid))?;
+    Ok(Launched { pid, pipes })
+}
+
+/// The process's ends, and the agent's.
+fn open_streams(streams: Streams) -> io::Result<([OwnedFd; 3], [Option<OwnedFd>; 3])> {
+    let mut null = None;
+    let mut open = |stream, is_input: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        match stream {
+            Stream::Null => {
+                if null.is_none() {
+                    null = Some(OwnedFd::from(OpenOptions::new().read(true).write(true).open(NULL)?));
+                }
+                Ok((null.as_ref().ok_or(io::ErrorKind::NotFound)?.try_clone()?, None))
+            }
+            Stream::Pipe => {
+                let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+                Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })
+            }
+            Stream::File(file) => Ok((file, None)),
         }
-        None => StartError::new("process", format!("cannot start one: {error}")),
-    })
+    };
+    let [stdin, stdout, stderr] = streams;
+    let (stdin, stdout, stderr) = (open(stdin, true)?, open(stdout, false)?, open(stderr, false)?);
+    Ok(([stdin.0, stdout.0, stderr.0], [stdin.1, stdout.1, stderr.1]))
 }
 
 fn open_procs(path: &Path) -> Result<OwnedFd, StartError> {
@@ -85,21 +121,26 @@ fn open_procs(path: &Path) -> Result<OwnedFd, StartError> {
     file.map(OwnedFd::from).map_err(|error| StartError::new("cgroup", format!("{}: {error}", path.display())))
 }
 
-fn failed(step: Step, errno: Errno, program: &Path, cwd: &str, uid: u32) -> StartError {
+fn failed(Failed { step, errno }: Failed, programs: &[PathBuf], cwd: &str, uid: u32) -> StartError {
     let error = |what: &str, subject: &str| {
         StartError::new(what, format!("{subject}: {}", errno.desc().to_lowercase()))
     };
     match step {
+        Step::Process => error("process", "cannot start one"),
         Step::Cgroup => error("cgroup", "entering it"),
         Step::Session => error("session", "setsid"),
         Step::Limits => error("limits", "setting them"),
         Step::Cwd => error("working directory", cwd)
             .hint("it must exist: name another, or make it first")
             .fault(Fault::CannotExecute),
+        Step::Streams => error("streams", "taking them over"),
         Step::Terminal => error("terminal", "taking it over"),
         Step::User => error("user", &uid.to_string()),
         Step::Bond => error("process", "prctl"),
-        Step::Exec => explain::explain(program, Path::new(cwd), errno, uid),
+        Step::Exec(candidate) => {
+            let program = programs.get(candidate).map_or(Path::new(""), PathBuf::as_path);
+            explain::explain(program, Path::new(cwd), errno, uid)
+        }
     }
 }
 

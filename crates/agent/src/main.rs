@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `agent` | the life from Hello to the acknowledged Exit |
 //! | `guest/`, `surroundings` | the two platforms: a microVM's PID 1, and a plain process for tests |
-//! | `workload`, `launch`, `user`, `explain` | from a plan to a running process |
+//! | `workload`, `launch`, `fork`, `user`, `explain` | from a plan to a running process |
 //! | `engine` | the way of the guest's programs to their engine |
 //! | `reaper`, `output`, `stop`, `link` | what happens while it runs |
 //!
@@ -16,6 +16,7 @@ mod copy;
 mod engine;
 mod error;
 mod explain;
+mod fork;
 mod guest;
 mod launch;
 mod link;

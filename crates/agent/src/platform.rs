@@ -10,7 +10,7 @@ use iii_protocol::guest::BootPlan;
 
 use crate::engine::EngineDoor;
 use crate::error::StartError;
-use crate::sys::Limit;
+use crate::fork::Limit;
 use crate::user::Identity;
 
 /// Every worker has this folder.

@@ -2,8 +2,9 @@
 //!
 //! As the guest's first process (or as a subreaper) the agent inherits every orphan, and each must be
 //! reaped. One thread blocks until one has ended; whoever starts a process does it through
-//! [`Reaper::spawn`], which registers the process before its end can be seen. A process is reaped only under
-//! the lock that `spawn` holds, so the standard library finds a child whose `execve` has failed still there.
+//! [`Reaper::spawn`]. No lock is held until a new process has executed its program, which may take its time, so one
+//! may have ended, and be reaped, before its starter knows its number: while any are being started, the end of each
+//! process that nobody asked for is kept.
 //!
 //! ```text
 //!   children exist ── waitid ──> reaped: told to whoever registered it, orphans are just reaped
@@ -14,13 +15,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::{Child, Command, ExitStatus};
+use std::os::fd::AsFd as _;
+use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use crate::fork::{self, Failed, Fork, Forked};
 use crate::sys;
 
 /// How a process ended, and when that was seen.
@@ -44,6 +49,10 @@ pub(crate) struct Reaper {
 #[derive(Default)]
 struct State {
     watched: HashMap<i32, OnEnd>,
+    /// Processes that are being started: each has no number yet, or has not told it.
+    starting: usize,
+    /// While there are some, ends that nobody had asked for: at most one for each number of a process.
+    unclaimed: HashMap<i32, Ended>,
     spawned: u64,
     reaped: u64,
     /// The kernel said that there are no children, and none was started since.
@@ -60,28 +69,37 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Starts a process and calls `on_end` when it has ended. The returned handle is only good for the
-    /// process's pipes and id: it must not be waited for.
+    /// Starts a process, and calls `on_end` when it has ended, from the reaper's thread or from this one. Returns its number once
+    /// it has executed its program.
     pub(crate) fn spawn(
         &self,
-        command: &mut Command,
+        fork: &Fork,
         on_end: impl FnOnce(Ended) + Send + 'static,
-    ) -> io::Result<Child> {
-        // Holding the lock keeps the reaper from telling of a process that is not in the table yet.
+    ) -> Result<u32, Failed> {
+        self.lock().starting += 1;
+        let forked = fork::start(fork);
         let mut state = self.lock();
-        let child = command.spawn()?;
-        state.watched.insert(child.id().cast_signed(), Box::new(on_end));
+        state.starting -= 1;
         state.spawned += 1;
         state.childless = false;
+        let result = forked.map(|forked| (forked.pid.cast_unsigned(), state.claim(&forked)));
+        if state.starting == 0 {
+            state.unclaimed.clear();
+        }
+        let result = result.map(|(pid, ended)| match ended {
+            None => {
+                state.watched.insert(pid.cast_signed(), Box::new(on_end));
+                (pid, None)
+            }
+            Some(ended) => (pid, Some((ended, on_end))),
+        });
+        drop(state);
         self.changed.notify_all();
-        Ok(child)
-    }
-
-    /// Does `it` while no process is started or reaped: process ids stay what they are, and no descriptor
-    /// leaks into a new process before it is marked.
-    pub(crate) fn undisturbed<T>(&self, it: impl FnOnce() -> T) -> T {
-        let _state = self.lock();
-        it()
+        let (pid, ended) = result?;
+        if let Some((ended, on_end)) = ended {
+            on_end(ended);
+        }
+        Ok(pid)
     }
 
     /// Does `it` if the started process `pid` was not reaped yet, so that the id still means it.
@@ -139,20 +157,19 @@ impl Reaper {
             match sys::wait_any() {
                 Ok(pid) => {
                     let mut state = self.lock();
-                    // One that is gone was reaped by the failed spawn that it belonged to.
                     let status = sys::reap(pid);
                     state.reaped += 1;
-                    // Its id may have become another's, who is watched and has not ended.
-                    let told = status.and_then(|status| Some((status, state.watched.remove(&pid)?)));
+                    let ended = status.map(|status| Ended { status, at: Instant::now() });
+                    let told = ended.and_then(|ended| state.tell(pid, ended));
                     drop(state);
                     self.changed.notify_all();
-                    if let Some((status, on_end)) = told {
-                        on_end(Ended { status, at: Instant::now() });
+                    if let Some((ended, on_end)) = told {
+                        on_end(ended);
                     }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
                     let mut state = self.lock();
-                    if state.spawned == seen_spawned {
+                    if state.spawned == seen_spawned && state.starting == 0 {
                         state.childless = true;
                         self.changed.notify_all();
                     }
@@ -169,5 +186,26 @@ impl Reaper {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl State {
+    /// The end of this process, if it was reaped before anybody could ask for it.
+    fn claim(&mut self, forked: &Forked) -> Option<Ended> {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        // One that can still be waited for was not reaped; what is kept under its number was another's.
+        match waitid(Id::PIDFd(forked.handle.as_fd()), look) {
+            Err(Errno::ECHILD) => self.unclaimed.remove(&forked.pid),
+            _ => None,
+        }
+    }
+
+    /// Whom to tell of an end.
+    fn tell(&mut self, pid: i32, ended: Ended) -> Option<(Ended, OnEnd)> {
+        let on_end = self.watched.remove(&pid);
+        if on_end.is_none() && self.starting > 0 {
+            self.unclaimed.insert(pid, ended);
+        }
+        Some((ended, on_end?))
     }
 }

@@ -19,8 +19,8 @@ use nix::unistd::geteuid;
 
 use crate::engine::EngineDoor;
 use crate::error::StartError;
+use crate::fork::Limit;
 use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
-use crate::sys::Limit;
 use crate::tagged::{self, Census, Tagged};
 use crate::user::{self, Identity};
 

@@ -14,8 +14,9 @@ use std::time::Instant;
 use nix::libc::{RLIMIT_MSGQUEUE, SIGKILL};
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::fork::Limit;
 use crate::platform::{Confinement, LaunchSettings};
-use crate::sys::{self, Limit};
+use crate::sys;
 
 /// So many sessions have marks of their own at a time.
 const MARKS: u64 = 16 * 1024;

@@ -3,14 +3,13 @@
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::process::Stdio;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use iii_protocol::guest::ProcessPlan;
 
 use crate::error::StartError;
-use crate::launch::{Launch, environment, launch};
+use crate::launch::{Launch, Launched, Stream, environment, launch};
 use crate::link::Event;
 use crate::platform::Platform;
 use crate::reaper::Reaper;
@@ -49,16 +48,16 @@ pub(crate) fn start(
         terminal: false,
     };
     make_folder(&plan.cwd)?;
-    let streams = [Stdio::null(), Stdio::piped(), Stdio::piped()];
-    let mut child = launch(plan, streams, reaper, move |ended| {
+    let streams = [Stream::Null, Stream::Pipe, Stream::Pipe];
+    let Launched { pid, pipes } = launch(plan, streams, reaper, move |ended| {
         // Fails only when the main thread is gone, and the process with it.
         let _ = events.send(Event::WorkloadEnded(ended));
     })?;
     let since = Instant::now();
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+    let [_, Some(stdout), Some(stderr)] = pipes else {
         return Err(StartError::new("exec", "the output pipes are missing"));
     };
-    Ok(Workload { pid: child.id(), since, stdout: stdout.into(), stderr: stderr.into() })
+    Ok(Workload { pid, since, stdout, stderr })
 }
 
 /// Makes a missing working directory, owned by root as Docker does.

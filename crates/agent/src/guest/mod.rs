@@ -32,8 +32,9 @@ use nix::unistd::{sethostname, sync};
 use crate::console;
 use crate::engine::EngineDoor;
 use crate::error::StartError;
+use crate::fork::Limit;
 use crate::platform::{Confinement, LaunchSettings, Platform, SessionHost, WORKSPACE};
-use crate::sys::{self, Limit};
+use crate::sys;
 use crate::tagged::{Census, Tagged};
 use crate::user::{self, Identity};
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use portable_pty::MasterPty;
 
 use crate::console;
 use crate::error::{Fault, StartError};
-use crate::launch::{Launch, Streams, environment, launch};
+use crate::launch::{Launch, Launched, Stream, Streams, environment, launch};
 use crate::platform::Confinement;
 use crate::reaper::Reaper;
 use crate::sys;
@@ -33,6 +33,9 @@ use super::terminal::{self, Terminal};
 use super::threads::{Working, spawn};
 use super::{Admitted, Shared};
 
+/// How long STARTED may wait for other words that it can go out with, when the client waits for its end only: many
+/// commands take no longer than that, and then each side is woken once.
+const STARTED_HOLD: Duration = Duration::from_millis(20);
 /// How long killed processes may take to be gone. Only one stuck in the kernel takes any time at all.
 const LAST_PROCESSES: Duration = Duration::from_secs(5);
 
@@ -56,14 +59,18 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
     };
     let started = Started { session: admitted.number, pid: running.group.pid };
     // A client that has left meanwhile is seen by the reader of its connection.
-    let _ = connection.send_json(KIND_STARTED, &started);
+    let _ = if is_awaited(&exec) {
+        connection.send_json(KIND_STARTED, &started)
+    } else {
+        connection.hold_back(KIND_STARTED, &started)
+    };
     if exec.detach {
         let its = Arc::clone(connection);
         let leave = spawn(move || {
             open::finish_unread(&its, stream, EndCause::Detached);
             its.close();
         });
-        running.group.supervise(&events, exec.timeout_ms.map(Duration::from_millis));
+        running.group.supervise(&events, exec.timeout_ms.map(Duration::from_millis), None);
         running.group.end_all();
         if let Ok(leave) = leave {
             let _ = leave.join();
@@ -71,6 +78,11 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
         return;
     }
     attend(admitted, running, stream, &exec, (lines, sender, events));
+}
+
+/// Whether the client has something to do once the command runs.
+fn is_awaited(exec: &Exec) -> bool {
+    exec.stdin || exec.detach
 }
 
 /// A command that was executed, and the agent's ends of its streams.
@@ -93,7 +105,7 @@ fn start(
     let launch_plan = plan(shared, exec, wanted, confinement.as_ref())?;
     let failed = |error: io::Error| StartError::new("session", error);
     let owner = launch_plan.identity.as_ref().map(|identity| identity.uid);
-    let terminal = wanted.map(|wanted| Terminal::open(wanted.size, owner, &shared.reaper)).transpose()?;
+    let terminal = wanted.map(|wanted| Terminal::open(wanted.size, owner)).transpose()?;
     let streams = match &terminal {
         Some(terminal) => terminal.streams().map_err(failed)?,
         None => pipes(exec),
@@ -103,15 +115,15 @@ fn start(
         return Ok(None);
     }
     let sender = sender.clone();
-    let mut child = launch(launch_plan, streams, &shared.reaper, move |ended| {
+    let Launched { pid, pipes } = launch(launch_plan, streams, &shared.reaper, move |ended| {
         // Fails only when the session's thread is gone; the queue has room for each kind of event.
         let _ = sender.try_send(Event::Ended(ended));
     })
     .map_err(for_a_session)?;
-    let group = Group { pid: child.id(), reaper: Arc::clone(&shared.reaper), confinement };
+    let group = Group { pid, reaper: Arc::clone(&shared.reaper), confinement };
     let ends = match &terminal {
         Some(terminal) => terminal.ends(exec.stdin),
-        None => take_pipes(&mut child),
+        None => take_pipes(pipes),
     };
     let (output, input) = ends.map_err(|error| {
         group.end_all();
@@ -125,23 +137,22 @@ const PIPE_BYTES: i32 = MAX_DATA_BYTES as i32;
 
 fn pipes(exec: &Exec) -> Streams {
     if exec.detach {
-        return [Stdio::null(), Stdio::null(), Stdio::null()];
+        return [Stream::Null, Stream::Null, Stream::Null];
     }
-    let stdin = if exec.stdin { Stdio::piped() } else { Stdio::null() };
-    [stdin, Stdio::piped(), Stdio::piped()]
+    let stdin = if exec.stdin { Stream::Pipe } else { Stream::Null };
+    [stdin, Stream::Pipe, Stream::Pipe]
 }
 
-fn take_pipes(child: &mut Child) -> io::Result<(Output, Option<Input>)> {
+fn take_pipes([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<(Output, Option<Input>)> {
     let file = |fd: OwnedFd| {
         // One read then makes a large frame; a pipe that may not grow works as well.
         let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
         File::from(fd)
     };
-    let stdout = child.stdout.take().map(|it| file(it.into()));
-    let stderr = child.stderr.take().map(|it| file(it.into()));
-    let input = match child.stdin.take() {
+    let stdout = stdout.map(file);
+    let stderr = stderr.map(file);
+    let input = match stdin.map(file) {
         Some(stdin) => {
-            let stdin = file(stdin.into());
             // Only this end: the command's is its own.
             fcntl(stdin.as_fd(), FcntlArg::F_SETFL(OFlag::O_WRONLY | OFlag::O_NONBLOCK))?;
             Some(Input::Pipe(stdin))
@@ -205,7 +216,7 @@ fn attend(
     (lines, sender, events): (Lines, SyncSender<Event>, Receiver<Event>),
 ) {
     let Running { group, output, input, terminal } = running;
-    let threads = carry(&lines, output, input);
+    let threads = carry(&lines, output, input, exec.stdin);
     let (master, slave) = terminal.map(|it| (it.master, it.slave)).unzip();
     let controls = CommandControls {
         group: Arc::clone(&group),
@@ -229,13 +240,15 @@ fn attend(
             return;
         }
     };
-    let (cause, lost) = group.supervise(&attended.events, exec.timeout_ms.map(Duration::from_millis));
+    let held_back = (!is_awaited(exec)).then_some(&*lines.connection);
+    let timeout = exec.timeout_ms.map(Duration::from_millis);
+    let (cause, lost) = group.supervise(&attended.events, timeout, held_back);
     group.end_all();
     drop(slave);
+    lines.inbound.cancel();
     lines.outbound.drain();
     let _ = threads.output.join();
-    lines.inbound.cancel();
-    let _ = threads.input.join();
+    let _ = threads.input.map(Working::join);
     // Waiting for the client to close is no session any more.
     drop(admitted);
     attended.finish(cause, lost);
@@ -243,14 +256,16 @@ fn attend(
 
 struct Threads {
     output: Working<()>,
-    input: Working<()>,
+    /// Only where input may come.
+    input: Option<Working<()>>,
 }
 
-fn carry(lines: &Lines, output: Output, input: Option<Input>) -> io::Result<Threads> {
+fn carry(lines: &Lines, output: Output, input: Option<Input>, takes_input: bool) -> io::Result<Threads> {
     let its = lines.clone();
     let output = spawn(move || pump::carry_output(output, &its.outbound, &its.connection))?;
     let its = lines.clone();
-    let input = spawn(move || pump::carry_input(input, &its.inbound, &its.connection))?;
+    let carry_input = move || pump::carry_input(input, &its.inbound, &its.connection);
+    let input = takes_input.then(|| spawn(carry_input)).transpose()?;
     Ok(Threads { output, input })
 }
 
@@ -264,13 +279,20 @@ struct Group {
 
 impl Group {
     /// Waits for the command's end, and makes it come when time is up or the client has left. Returns the
-    /// cause, and whether the client was lost.
-    fn supervise(&self, events: &Receiver<Event>, timeout: Option<Duration>) -> (EndCause, bool) {
+    /// cause, and whether the client was lost. Sends what is `held_back` there when that takes long.
+    fn supervise(
+        &self,
+        events: &Receiver<Event>,
+        timeout: Option<Duration>,
+        held_back: Option<&Connection>,
+    ) -> (EndCause, bool) {
+        let mut held_back = held_back.map(|connection| (connection, Instant::now() + STARTED_HOLD));
         // A time too long for the clock never comes.
         let mut timeout = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let (mut hangup, mut timed_out, mut hung_up, mut lost) = (None, false, false, false);
         loop {
-            let event = match [timeout, hangup].into_iter().flatten().min() {
+            let hold = held_back.map(|(_, until)| until);
+            let event = match [timeout, hangup, hold].into_iter().flatten().min() {
                 Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => events.recv().map_err(RecvTimeoutError::from),
             };
@@ -293,6 +315,10 @@ impl Group {
                     timed_out |= is_over(&mut timeout);
                     if is_over(&mut hangup) || timed_out {
                         self.kill();
+                    }
+                    if let Some((connection, _)) = held_back.take_if(|(_, until)| *until <= now) {
+                        // A client that has left is seen by its reader.
+                        let _ = connection.send_held_back();
                     }
                 }
                 // The reaper holds a sender until the command has ended, and tells of that first.

@@ -12,13 +12,13 @@ use nix::sys::socket::{Shutdown, shutdown};
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: File,
-    /// Held while a frame is written, so that each is whole.
-    sending: Mutex<()>,
+    /// Held while a frame is written, so that each is whole. In it is what goes out together with the next frame.
+    sending: Mutex<Vec<u8>>,
 }
 
 impl Connection {
     pub(crate) fn new(stream: OwnedFd) -> Connection {
-        Connection { stream: stream.into(), sending: Mutex::new(()) }
+        Connection { stream: stream.into(), sending: Mutex::default() }
     }
 
     /// The half to read from.
@@ -41,8 +41,24 @@ impl Connection {
 
     /// Sends the bytes of a whole frame.
     pub(crate) fn send_encoded(&self, frame: &[u8]) -> io::Result<()> {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        (&self.stream).write_all(frame)
+        let mut held_back = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        if held_back.is_empty() {
+            return (&self.stream).write_all(frame);
+        }
+        held_back.extend_from_slice(frame);
+        (&self.stream).write_all(&std::mem::take(&mut *held_back))
+    }
+
+    /// Sends one control frame together with the next one, or with [`Connection::send_held_back`].
+    pub(crate) fn hold_back<T: serde::Serialize>(&self, kind: u8, value: &T) -> io::Result<()> {
+        let frame = Frame::json(kind, value);
+        let mut held_back = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        encode(frame.kind, &frame.payload, &mut held_back).map_err(io::Error::other)
+    }
+
+    /// Sends what is held back, if it did not go out yet.
+    pub(crate) fn send_held_back(&self) -> io::Result<()> {
+        self.send_encoded(&[])
     }
 
     /// Ends the connection for both sides and wakes whoever reads or writes here.

@@ -15,8 +15,9 @@ use crate::sys::LAST_SIGNAL;
 use super::connection::Connection;
 use super::pump::Lines;
 
-/// The most bytes gathered by one read of a connection.
-pub(super) const READ_BYTES: usize = MAX_DATA_BYTES;
+/// The most bytes of small frames that are gathered by one read of a connection; the payload of a larger one is read
+/// by itself.
+pub(super) const READ_BYTES: usize = 16 * 1024;
 
 /// A connection as the reading thread sees it.
 pub(super) type FrameStream = BufReader<ConnectionReader>;

@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, fchown};
-use std::process::Stdio;
 
 use iii_protocol::session::TerminalSize;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -12,8 +11,7 @@ use nix::libc;
 use portable_pty::{MasterPty, PtySize, native_pty_system};
 
 use crate::error::StartError;
-use crate::launch::Streams;
-use crate::reaper::Reaper;
+use crate::launch::{Stream, Streams};
 use crate::sys;
 
 use super::pump::{Input, Output};
@@ -30,15 +28,10 @@ pub(super) struct Terminal {
 
 impl Terminal {
     /// Opens one of this size, which belongs to the user `owner`, or stays the agent's.
-    pub(super) fn open(
-        size: TerminalSize,
-        owner: Option<u32>,
-        reaper: &Reaper,
-    ) -> Result<Terminal, StartError> {
+    pub(super) fn open(size: TerminalSize, owner: Option<u32>) -> Result<Terminal, StartError> {
         let failed = |error: io::Error| StartError::new("terminal", error);
-        // Its descriptors are marked close-on-exec only after they were made.
-        let pair = reaper
-            .undisturbed(|| native_pty_system().openpty(pty_size(size)))
+        let pair = native_pty_system()
+            .openpty(pty_size(size))
             .map_err(|error| StartError::new("terminal", error))?;
         let name = pair.master.tty_name().ok_or_else(|| StartError::new("terminal", "it has no name"))?;
         let slave = OpenOptions::new()
@@ -55,7 +48,7 @@ impl Terminal {
 
     /// The command's standard streams.
     pub(super) fn streams(&self) -> io::Result<Streams> {
-        let stream = || self.slave.try_clone().map(Stdio::from);
+        let stream = || self.slave.try_clone().map(|slave| Stream::File(slave.into()));
         Ok([stream()?, stream()?, stream()?])
     }
 
