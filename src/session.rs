@@ -210,13 +210,14 @@ impl Ending {
 }
 
 /// The first frame of a session; an error when the task does not fit into one.
-pub fn open_frame(task: Task) -> Result<Vec<u8>, FrameError> {
-    Frame::json(KIND_OPEN, &Open { version: VERSION, task }).to_bytes()
+pub fn open_frame(task: Task) -> Result<BytesMut, FrameError> {
+    Ok(BytesMut::from(&Frame::json(KIND_OPEN, &Open { version: VERSION, task }).to_bytes()?[..]))
 }
 
 /// The session on a connection that is the agent's from here on; `received` is what was read of it already, and
-/// `open` the [first frame](open_frame). Must be called within a runtime, which then moves the frames.
-pub fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
+/// `unsent` what is still to be sent of the [first frame](open_frame). Must be called within a runtime, which then moves the
+/// frames.
+pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Session {
     let (fed, input) = mpsc::channel(INPUT_QUEUE);
     let (frames, control) = mpsc::channel(CONTROL_QUEUE);
     let (stdout_sender, stdout) = mpsc::unbounded_channel();
@@ -226,8 +227,8 @@ pub fn start(stream: UnixStream, received: &[u8], open: &[u8]) -> Session {
     let taken = Arc::<Taken>::default();
     let mut mover = Mover {
         stream,
-        incoming: BytesMut::from(received),
-        outgoing: BytesMut::from(open),
+        incoming: received,
+        outgoing: unsent,
         can_write: true,
         input: Some(input),
         pending: Bytes::new(),
@@ -456,7 +457,7 @@ mod tests {
     async fn what_was_never_read_makes_room_for_the_other_stream() {
         let (ours, mut agent) = StdUnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut session = start(UnixStream::from_std(ours).unwrap(), &[], &[]);
+        let mut session = start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new());
         let (wrote, written) = oneshot::channel();
         let agent = tokio::task::spawn_blocking(move || {
             let frame = Frame { kind: KIND_STDOUT, payload: vec![b'y'; MAX_DATA_BYTES] };

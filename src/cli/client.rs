@@ -7,7 +7,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::http::request::Builder;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -23,6 +23,9 @@ use super::exit::Failure;
 pub const MAX_REPLY_BYTES: usize = 16 * 1024 * 1024;
 /// The longest line of a stream.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// The most headers of an answer that turns a connection into a session.
+const MAX_HEADERS: usize = 32;
 
 /// Where the daemon of a project answers, if it runs.
 #[derive(Debug, Clone)]
@@ -131,34 +134,40 @@ impl Client {
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }
 
-    /// `POST` that turns the connection into one of `protocol`. With it comes what was received behind the
-    /// daemon's answer already.
-    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<(UnixStream, Bytes), ClientError> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(path)
-            .header(CONNECTION, "upgrade")
-            .header(UPGRADE, protocol);
-        let response = self.ask(request, Bytes::new()).await?;
-        match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS => {}
+    /// `POST` that turns the connection into one of `protocol`, whose first bytes go out right behind the request: the
+    /// answer is not waited for.
+    pub async fn upgrade(&self, path: &str, protocol: &str, first: &[u8]) -> Result<Upgraded, ClientError> {
+        let stream = self.connect().await?;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: iii\r\nContent-Length: 0\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        );
+        let mut unsent = BytesMut::from(head.as_bytes());
+        unsent.extend_from_slice(first);
+        match stream.try_write(&unsent) {
+            Ok(written) => unsent.advance(written),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(gone(e)),
+        }
+        let mut received = BytesMut::new();
+        let (status, body_bytes) = read_head(&stream, &mut unsent, &mut received).await?;
+        match status {
+            StatusCode::SWITCHING_PROTOCOLS => return Ok(Upgraded { stream, received, unsent }),
             status if status.is_success() => {
                 return Err(ClientError::BadReply(format!("HTTP status {status}")));
             }
-            _ => return Err(refusal(response).await),
+            _ => {}
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(gone)?;
-        let parts = upgraded
-            .downcast::<TokioIo<UnixStream>>()
-            .map_err(|_| ClientError::BadReply("the connection is none of ours".to_owned()))?;
-        Ok((parts.io.into_inner(), parts.read_buf))
+        while received.len() < body_bytes {
+            read_more(&stream, &mut received).await?;
+        }
+        Err(refused(status, &received[..body_bytes]))
     }
 
     async fn ask(&self, request: Builder, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
         // Ends with the response's body, or when that is dropped.
-        tokio::spawn(connection.with_upgrades());
+        tokio::spawn(connection);
         let request = request
             .header(HOST, "iii")
             .body(Full::new(body))
@@ -167,12 +176,86 @@ impl Client {
     }
 }
 
+/// A connection that is no HTTP any more.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// The connection.
+    pub stream: UnixStream,
+    /// What came behind the daemon's answer already.
+    pub received: BytesMut,
+    /// What is still to be sent, before anything else.
+    pub unsent: BytesMut,
+}
+
+/// Reads the head of the answer and takes it off `received`: status, and length of the body. The rest of the request's head goes
+/// out meanwhile; what comes behind that, only as far as it is taken at once.
+async fn read_head(
+    stream: &UnixStream,
+    unsent: &mut BytesMut,
+    received: &mut BytesMut,
+) -> Result<(StatusCode, usize), ClientError> {
+    loop {
+        let ready = tokio::select! {
+            read = read_more(stream, received) => read.map(|()| true),
+            _ = stream.writable(), if !unsent.is_empty() => Ok(false),
+        };
+        if !ready? {
+            match stream.try_write(unsent) {
+                Ok(written) => unsent.advance(written),
+                // The answer may be here all the same.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => unsent.clear(),
+            }
+            continue;
+        }
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        let head = response.parse(received).map_err(|e| ClientError::BadReply(e.to_string()))?;
+        let httparse::Status::Complete(head_bytes) = head else { continue };
+        let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+        let length =
+            response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let body_bytes = match length.map(|header| std::str::from_utf8(header.value).map(str::parse)) {
+            None => Some(0),
+            Some(Ok(Ok(bytes))) if bytes <= MAX_REPLY_BYTES => Some(bytes),
+            Some(_) => None,
+        };
+        let (Some(status), Some(body_bytes)) = (status, body_bytes) else {
+            return Err(ClientError::BadReply("its head is none of ours".to_owned()));
+        };
+        received.advance(head_bytes);
+        return Ok((status, body_bytes));
+    }
+}
+
+/// Reads what comes next, at least something.
+async fn read_more(stream: &UnixStream, received: &mut BytesMut) -> Result<(), ClientError> {
+    loop {
+        stream.readable().await.map_err(gone)?;
+        if received.len() > MAX_REPLY_BYTES {
+            return Err(ClientError::BadReply(format!("it is longer than {MAX_REPLY_BYTES} bytes")));
+        }
+        match stream.try_read_buf(received) {
+            Ok(0) => return Err(gone("the connection was closed before the answer")),
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(gone(e)),
+        }
+    }
+}
+
 async fn refusal(response: Response<Incoming>) -> ClientError {
     let status = response.status();
-    match read_body(response).await.map(|body| serde_json::from_slice(&body)) {
-        Ok(Ok(error)) => ClientError::Refused(error),
-        Ok(Err(_)) => ClientError::BadReply(format!("HTTP status {status}")),
+    match read_body(response).await {
+        Ok(body) => refused(status, &body),
         Err(e) => e,
+    }
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(error) => ClientError::Refused(error),
+        Err(_) => ClientError::BadReply(format!("HTTP status {status}")),
     }
 }
 

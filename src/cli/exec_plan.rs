@@ -13,6 +13,8 @@ use super::exit::Failure;
 pub struct Surroundings {
     /// Standard input is a terminal.
     pub stdin_is_terminal: bool,
+    /// Standard input is `/dev/null`.
+    pub stdin_is_null: bool,
     /// Standard output is a terminal.
     pub stdout_is_terminal: bool,
     /// The size of whichever terminal there is.
@@ -47,7 +49,8 @@ pub fn plan(
         user: args.user.clone(),
         terminal: wants_terminal
             .then(|| Terminal { size: here.size.unwrap_or(unknown), term: here.term.clone() }),
-        stdin: !args.detach,
+        // The guest has an empty input of its own; a terminal's is ended by a character.
+        stdin: !args.detach && (wants_terminal || !here.stdin_is_null),
         timeout_ms: args.timeout.map(in_ms),
         detach: args.detach,
     })
@@ -131,6 +134,7 @@ mod tests {
         let size = TerminalSize { rows: 24, columns: 80 };
         let at = |stdin, stdout| Surroundings {
             stdin_is_terminal: stdin,
+            stdin_is_null: false,
             stdout_is_terminal: stdout,
             size: Some(size),
             term: Some("screen".to_owned()),
@@ -155,6 +159,14 @@ mod tests {
         let exec = planned(&["--timeout", "1500ms", "web", "sleep"], &Surroundings::default()).unwrap();
         assert!(!exec.detach && exec.stdin);
         assert_eq!(exec.timeout_ms, Some(1500));
+    }
+
+    #[test]
+    fn an_empty_input_is_not_sent_unless_a_terminal_has_to_end() {
+        let null = Surroundings { stdin_is_null: true, ..Surroundings::default() };
+        assert!(!planned(&["web", "cat"], &null).unwrap().stdin);
+        assert!(planned(&["-t", "web", "cat"], &null).unwrap().stdin);
+        assert!(planned(&["web", "cat"], &Surroundings::default()).unwrap().stdin);
     }
 
     #[test]

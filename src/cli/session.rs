@@ -21,6 +21,6 @@ pub enum OpenError {
 pub async fn open(client: &Client, worker: &str, task: Task) -> Result<Session, OpenError> {
     // Before anybody is asked: it either fits or never will.
     let open = open_frame(task).map_err(OpenError::TooLarge)?;
-    let (stream, received) = client.upgrade(&worker_path(worker, "session"), UPGRADE).await?;
-    Ok(start(stream, &received, &open))
+    let upgraded = client.upgrade(&worker_path(worker, "session"), UPGRADE, &open).await?;
+    Ok(start(upgraded.stream, upgraded.received, upgraded.unsent))
 }

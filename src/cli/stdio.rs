@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 
 use bytes::Bytes;
 use iii_protocol::session::MAX_DATA_BYTES;
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{fstat, makedev};
 use tokio::sync::oneshot;
 
 use crate::session::{Input, Output};
@@ -22,6 +24,12 @@ pub enum Copied {
     ReaderGone,
     /// It stopped part of the way.
     Failed(io::Error),
+}
+
+/// Whether this is `/dev/null`.
+pub fn is_null(file: impl AsFd) -> bool {
+    // Its device number, by Linux's list of devices.
+    fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFCHR && it.st_rdev == makedev(1, 3))
 }
 
 /// Sends all of `stdin` to the session and then says that this was all. The thread is never waited for: it may
@@ -53,14 +61,17 @@ pub fn feed(stdin: File, mut input: Input) -> io::Result<oneshot::Receiver<io::E
     Ok(error)
 }
 
-/// Writes all that the session sends to `target`, each piece at once. A slow target slows the session down.
-pub fn drain(mut output: Output, target: File, name: &str) -> io::Result<oneshot::Receiver<Copied>> {
+/// Writes all that the session sends to `target`, each piece at once. A slow target slows the session down. A thread
+/// is made once there is anything to write; dropping the future leaves it to itself.
+pub async fn drain(mut output: Output, target: File, name: &'static str) -> Copied {
+    let Some(first) = output.next().await else { return Copied::Whole };
     let (done, copied) = oneshot::channel();
     let run = move || {
+        let mut next = Some(first);
         let result = loop {
-            let Some(bytes) = output.blocking_next() else { break Copied::Whole };
+            let Some(bytes) = next else { break Copied::Whole };
             match write_all(&target, &bytes) {
-                Ok(()) => {}
+                Ok(()) => next = output.blocking_next(),
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break Copied::ReaderGone,
                 Err(e) => break Copied::Failed(e),
             }
@@ -69,8 +80,11 @@ pub fn drain(mut output: Output, target: File, name: &str) -> io::Result<oneshot
         drop(output);
         let _ = done.send(result);
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-    Ok(copied)
+    match std::thread::Builder::new().name(name.to_owned()).spawn(run) {
+        // A thread that ended without a word has panicked.
+        Ok(_) => copied.await.unwrap_or_else(|_| Copied::Failed(io::Error::other("a thread of iii ended"))),
+        Err(e) => Copied::Failed(e),
+    }
 }
 
 fn write_all(target: &File, mut bytes: &[u8]) -> io::Result<()> {

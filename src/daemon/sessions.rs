@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,6 +89,11 @@ impl Sessions {
 
     /// Connects to a machine's socket; waits in line where many want to.
     async fn connect(&self, worker: &str, path: &Path) -> io::Result<UnixStream> {
+        // Nearly always there is room in its backlog, and no need for a thread that could wait.
+        match connect_at_once(path) {
+            Err(Errno::EAGAIN) => {}
+            connected => return UnixStream::from_std(StdUnixStream::from(connected?)),
+        }
         let connecting = self.connecting(worker);
         let turn = tokio::time::timeout(CONNECT_TIMEOUT, connecting.acquire_owned());
         let turn = turn.await?.map_err(io::Error::other)?;
@@ -99,6 +104,14 @@ impl Sessions {
         });
         UnixStream::from_std(connected.await.map_err(io::Error::other)??)
     }
+}
+
+/// `EAGAIN` when the backlog is full.
+fn connect_at_once(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
 }
 
 /// Waits in the kernel while the backlog is full: a socket that does not block would be refused there.

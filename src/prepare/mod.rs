@@ -24,6 +24,7 @@ use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use bytes::BytesMut;
 use iii_protocol::frame::{Frame, FrameError};
 use iii_protocol::session::Task;
 use serde::{Deserialize, Serialize};
@@ -206,5 +207,5 @@ fn progress(detail: impl Into<String>) {
 /// A session of the machine.
 async fn session(socket: &Path, task: Task) -> io::Result<Session> {
     let open = open_frame(task).map_err(io::Error::other)?;
-    Ok(start(UnixStream::connect(socket).await?, &[], &open))
+    Ok(start(UnixStream::connect(socket).await?, BytesMut::new(), open))
 }

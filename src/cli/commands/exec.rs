@@ -5,6 +5,7 @@ use iii_protocol::session::{End, EndCause, Exec, Started, Task};
 use jiff::Timestamp;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant as Deadline, sleep_until};
 
 use crate::cli::args::ExecArgs;
@@ -35,6 +36,7 @@ pub async fn exec(ctx: &Context, args: &ExecArgs, printer: &mut Printer) -> Resu
     let mut signals = Signals::listen().map_err(cannot("listen for signals"))?;
     let here = Surroundings {
         stdin_is_terminal: io::stdin().is_terminal(),
+        stdin_is_null: stdio::is_null(io::stdin()),
         stdout_is_terminal: io::stdout().is_terminal(),
         size: terminal::size(),
         term: std::env::var("TERM").ok(),
@@ -154,7 +156,7 @@ struct Running {
     /// What is fed once the command runs: one that does not start takes nothing from our standard input.
     input: Option<(std::fs::File, Input)>,
     input_error: Option<oneshot::Receiver<io::Error>>,
-    outputs: [oneshot::Receiver<Copied>; 2],
+    outputs: [JoinHandle<Copied>; 2],
     /// Whether there is a terminal in the guest.
     terminal: bool,
     /// Our own terminal's raw mode; its end is restored when this is dropped.
@@ -189,10 +191,10 @@ impl Running {
             Some(_) => RawMode::enter().map_err(cannot("make the terminal raw"))?,
             None => None,
         };
-        let thread = cannot("start a thread");
-        let outputs = stdio::drain(stdout, streams.stdout, "stdout")
-            .and_then(|stdout| Ok([stdout, stdio::drain(stderr, streams.stderr, "stderr")?]))
-            .map_err(thread)?;
+        let outputs = [
+            tokio::spawn(stdio::drain(stdout, streams.stdout, "stdout")),
+            tokio::spawn(stdio::drain(stderr, streams.stderr, "stderr")),
+        ];
         let timeout_at = timeout.filter(|_| !exec.detach).and_then(|timeout| {
             Some((Deadline::now().checked_add(timeout)?.checked_add(TIMEOUT_MARGIN)?, timeout))
         });
@@ -308,9 +310,8 @@ async fn patiently(said: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(KILL_PATIENCE, said).await;
 }
 
-/// A thread that ended without a word has panicked.
-fn how(copied: Result<Copied, oneshot::error::RecvError>) -> Copied {
-    copied.unwrap_or_else(|_| Copied::Failed(io::Error::other("a thread of iii ended")))
+fn how(copied: Result<Copied, JoinError>) -> Copied {
+    copied.unwrap_or_else(|e| Copied::Failed(io::Error::other(e)))
 }
 
 /// An error of reading the input, if one ever comes.
