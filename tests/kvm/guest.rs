@@ -28,6 +28,10 @@ fn the_guest_is_a_whole_and_separate_machine() {
         ls /sys/class/net; echo "end-net"
         stat -c '%a' /tmp
         touch /root-is-writable && echo "root is writable"
+        for at in / /tmp; do
+            mknod $at/null c 1 3 && ! (: <$at/null) 2>/dev/null && echo "a node in $at opens nothing"
+        done
+        echo x >/dev/null && echo "/dev/null works"
         echo "cpus $(nproc)"
         free -m | grep Mem
         cat /proc/cmdline
@@ -61,6 +65,9 @@ fn the_guest_is_a_whole_and_separate_machine() {
         "lo is up",
         "localhost answers",
         "root is writable",
+        "a node in / opens nothing",
+        "a node in /tmp opens nothing",
+        "/dev/null works",
         "cpus 1",
         "\n1777\n",
     ] {

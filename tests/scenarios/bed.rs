@@ -344,6 +344,7 @@ pub fn shell_layer() -> TestLayer {
         "tty",
         "rm",
         "mkdir",
+        "mknod",
         "head",
         "sed",
         "tr",

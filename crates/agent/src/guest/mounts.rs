@@ -8,7 +8,9 @@
 //!      └─ /root           overlay of both ── moved onto / at the end: the root that the workload sees
 //! ```
 //!
-//! Sources: mount(2), overlayfs.rst and devpts.rst of the kernel's documentation; flags as Docker sets them.
+//! Sources: mount(2), overlayfs.rst and devpts.rst of the kernel's documentation; flags as Docker sets them, but for the
+//! root: Docker keeps device nodes there from being opened by a cgroup's rules, and here it is mounted `nodev`. Devices
+//! are those of /dev.
 
 use std::fmt;
 use std::fs::{self, DirBuilder};
@@ -107,7 +109,7 @@ pub(crate) fn private_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
         source: "iii".into(),
         target: "/".into(),
         fstype: "tmpfs",
-        flags: NOSUID,
+        flags: NOSUID.union(NODEV),
         data: "mode=0755".into(),
     };
     sys.mount(&root).map_err(|error| failed("mounts", &root, &error))?;
@@ -121,19 +123,20 @@ pub(crate) fn private_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
 
 /// Joins root disk and scratch disk at [`ROOT`].
 pub(crate) fn join_disks(sys: &mut dyn Syscalls, lower: &str, upper: &str) -> Result<(), StartError> {
-    let image = disk(lower, LOWER, "erofs", MsFlags::MS_RDONLY, "");
+    let image = disk(lower, LOWER, "erofs", NODEV.union(MsFlags::MS_RDONLY), "");
     sys.mount(&image).map_err(|error| {
         failed("root disk", &image, &error)
             .hint("the root disk is damaged: `iii worker remove` and `add` the worker to build it again")
     })?;
     // The journal is replayed here when the last run ended without a flush.
-    let scratch = disk(upper, SCRATCH, "ext4", MsFlags::MS_NOATIME, "noinit_itable");
+    let scratch = disk(upper, SCRATCH, "ext4", NODEV.union(MsFlags::MS_NOATIME), "noinit_itable");
     sys.mount(&scratch).map_err(|error| failed(SCRATCH_DISK, &scratch, &error))?;
     // The root folder of the overlay is the upper one's: it must look like the image's.
     let made =
         sys.make_folder_like("/scratch/upper", LOWER).and_then(|()| sys.make_folder("/scratch/work", 0o755));
     made.map_err(|error| failed(SCRATCH_DISK, upper, &error))?;
-    let joined = overlay(ROOT, LOWER, SCRATCH, NONE);
+    // Its own flag is the one that counts: what is opened through an overlay is none of the layers' mounts' business.
+    let joined = overlay(ROOT, LOWER, SCRATCH, NODEV);
     sys.mount(&joined).map_err(|error| failed("root disk", &joined, &error))
 }
 
@@ -168,8 +171,6 @@ pub(crate) fn enter_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
     }
     Ok(())
 }
-
-const NONE: MsFlags = MsFlags::empty();
 
 /// Lays memory over what the image has in `path`. Images count on it (`/run/mysqld`, owned by its user),
 /// and what an earlier run left there (pid files, sockets) must not come back. `false` when the image

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use nix::sys::stat::{self, Mode, SFlag};
+
 use super::*;
 
 #[derive(Default)]
@@ -63,7 +65,7 @@ fn the_private_root_never_writes_to_the_folder_of_the_host() {
     assert_eq!(
         sys.calls,
         [
-            "mount tmpfs iii / [ms_nosuid] mode=0755",
+            "mount tmpfs iii / [ms_nosuid,ms_nodev] mode=0755",
             "enter top of /",
             "mkdir /lower 755",
             "mkdir /scratch 755",
@@ -82,11 +84,11 @@ fn the_disks_are_joined_read_only_below_writable() {
     assert_eq!(
         sys.calls,
         [
-            "mount erofs /dev/vda /lower [ms_rdonly] ",
-            "mount ext4 /dev/vdb /scratch [ms_noatime] noinit_itable",
+            "mount erofs /dev/vda /lower [ms_rdonly,ms_nodev] ",
+            "mount ext4 /dev/vdb /scratch [ms_nodev,ms_noatime] noinit_itable",
             "mkdir /scratch/upper like /lower",
             "mkdir /scratch/work 755",
-            "mount overlay overlay /root [] lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work",
+            "mount overlay overlay /root [ms_nodev] lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work",
         ]
     );
 }
@@ -210,11 +212,17 @@ impl Syscalls for Rehearsal {
     }
 }
 
-/// An image with a private root folder, a service's folder in /run, and little else.
+/// An image with a private root folder, a service's folder in /run, a device node, and little else.
 fn image(at: &Path) -> io::Result<()> {
     fs::set_permissions(at, fs::Permissions::from_mode(0o750))?;
     fs::create_dir_all(at.join("run/service"))?;
     chown(at.join("run/service"), Some(77), Some(78))?;
+    stat::mknod(
+        &at.join("image-null"),
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o666),
+        stat::makedev(1, 3),
+    )?;
     fs::write(at.join("hello"), "from the image")
 }
 
@@ -249,6 +257,11 @@ fn the_kernel_accepts_the_whole_plan() {
             assert!(places.contains(&place), "{place} in {mounts}");
         }
         assert!(!mounts.contains("/scratch "), "{mounts}");
+        let opened = fs::read("/image-null").expect_err("a device node of the image");
+        assert_eq!(opened.kind(), io::ErrorKind::PermissionDenied);
+        let null = stat::makedev(1, 3);
+        stat::mknod("/null", SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), null).expect("mknod");
+        assert_eq!(fs::read("/null").expect_err("a new one").kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(fs::read_link("/dev/fd").expect("link"), Path::new("/proc/self/fd"));
     });
     rehearsal.join().expect("checks");
