@@ -2,7 +2,7 @@
 //!
 //! A process of its own because libkrun takes the whole process; hidden because only the shim starts it.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::path::PathBuf;
@@ -66,13 +66,13 @@ pub fn run() -> ExitCode {
         Ok(never) => match never {},
         Err(error) => error,
     };
-    complain(&error);
+    say(format_args!("{error:#}"));
     ExitCode::from(EXIT_NOT_ENTERED)
 }
 
 #[expect(clippy::print_stderr, reason = "standard error is the console, which the shim reads")]
-fn complain(error: &anyhow::Error) {
-    eprintln!("iii: {error:#}");
+fn say(line: std::fmt::Arguments<'_>) {
+    eprintln!("iii: {line}");
 }
 
 fn start() -> anyhow::Result<std::convert::Infallible> {
@@ -127,6 +127,13 @@ fn read_order(stdin: BorrowedFd<'_>) -> anyhow::Result<(Vec<u8>, Option<RawFd>)>
 /// Waits until no other machine has the disk (one that is being killed holds it for some milliseconds).
 fn lock_disk(path: &std::path::Path) -> anyhow::Result<File> {
     let disk = File::options().read(true).write(true).open(path)?;
+    match disk.try_lock() {
+        Ok(()) => return Ok(disk),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    // If it takes longer than that, this is why the boot ends at its deadline.
+    say(format_args!("waiting until no other machine has {}", path.display()));
     disk.lock()?;
     Ok(disk)
 }

@@ -91,6 +91,34 @@ fn two_projects_with_one_worker_name_do_not_share_it() {
 }
 
 #[test]
+fn a_boot_that_hangs_ends_at_its_deadline_with_the_consoles_last_lines() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", SERVE);
+    bed.configure(&[bed.entry("web", &reference, &[])]);
+    let daemon = bed.daemon();
+    bed.wait_phase("web", Phase::Running);
+    daemon.stop();
+    // As if another machine still had it.
+    let disk = bed.home().join("managed/web/scratch.ext4");
+    let held = std::fs::File::open(&disk).unwrap();
+    held.lock().unwrap();
+    bed.configure(&[bed.entry("web", &reference, &["boot_timeout: 500ms", "restart: never"])]);
+    let _daemon = bed.daemon();
+    let cause = bed.wait_phase("web", Phase::Failed).cause.unwrap();
+    let said =
+        format!("the console's last lines:\niii: waiting until no other machine has {}", disk.display());
+    assert!(
+        cause.message.contains("500ms after the machine's start") && cause.message.contains(&said),
+        "{cause:?}"
+    );
+    assert!(cause.hint.unwrap().contains("boot_timeout"));
+    bed.until("no machine is left", || bed.processes_named("__vmm").is_empty());
+    drop(held);
+    bed.configure(&[bed.entry("web", &reference, &[])]);
+    bed.ok(&["worker", "start", "web"]);
+}
+
+#[test]
 fn a_vmm_whose_shim_is_gone_does_not_become_a_machine() {
     let bed = Bed::new();
     let (mut order_socket, its_end) = std::os::unix::net::UnixStream::pair().unwrap();

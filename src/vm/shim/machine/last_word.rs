@@ -17,6 +17,9 @@ use crate::vm::shim::{EXIT_FILE, SHIM_LOG, ShimSpec};
 
 /// Characters kept of a text that the guest says; it ends up in records, on links and on terminals.
 pub(super) const MAX_GUEST_CHARS: usize = 4096;
+/// What a start of the guest fails at when its machine is well, and the image or the entry is not: the console has
+/// nothing to say of these.
+const OF_THE_WORKLOAD: [&str; 4] = ["exec", "user", "working directory", "environment"];
 
 /// The last word of a shim that did not get as far as a machine.
 pub(in crate::vm::shim) fn could_not_start(spec: &ShimSpec, error: &anyhow::Error) -> anyhow::Result<()> {
@@ -90,6 +93,21 @@ impl Machine {
         ExitCause::CouldNotStart { what: what.into(), message, hint }
     }
 
+    /// The agent's last word; with the console's, which is whole only now, if it is about a failed boot.
+    fn with_console(&mut self, exit: ExitRecord) -> ExitRecord {
+        let is_boot = self.running_since.is_none() && !exit.requested;
+        match exit.cause {
+            ExitCause::CouldNotStart { what, message, hint }
+                if is_boot && !OF_THE_WORKLOAD.contains(&what.as_str()) =>
+            {
+                self.is_written = false;
+                let message = format!("{message}{}", self.console_said());
+                ExitRecord { cause: ExitCause::CouldNotStart { what, message, hint }, ..exit }
+            }
+            cause => ExitRecord { cause, ..exit },
+        }
+    }
+
     /// The VMM has ended: what is to be said of it is put on disk, and told.
     pub(super) async fn conclude(&mut self, vmm: ExitStatus) -> anyhow::Result<()> {
         self.output.finish();
@@ -98,7 +116,7 @@ impl Machine {
             u64::try_from(Timestamp::now().duration_since(since).as_millis()).unwrap_or(0)
         });
         let exit = match (self.last_word.take(), self.verdict.take()) {
-            (Some(exit), _) => exit,
+            (Some(exit), _) => self.with_console(exit),
             (None, Some(verdict)) => self.record(verdict, ran_ms),
             (None, None) if self.stop_requested => self.record(ExitCause::Signal { signal: SIGKILL }, ran_ms),
             (None, None) if self.running_since.is_some() => {

@@ -157,3 +157,79 @@ async fn a_full_disk_does_not_change_how_it_ended() {
     let ExitCause::CouldNotStart { message, .. } = exit.cause else { panic!("{:?}", exit.cause) };
     assert!(message.starts_with("[31mred\n") && message.len() <= MAX_GUEST_CHARS);
 }
+
+/// A machine whose console has said `line`.
+async fn with_console(dir: &Path, line: &str) -> (Machine, Child, UnixStream) {
+    let (mut machine, vmm, guest) = machine(dir);
+    let (console, mut writer) = std::io::pipe().unwrap();
+    let console = pipe::Receiver::from_owned_fd(console.into()).unwrap();
+    machine.console = Console::start(console, dir).unwrap();
+    std::io::Write::write_all(&mut writer, line.as_bytes()).unwrap();
+    let read = async {
+        while machine.console.tail().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), read).await.expect("the console is read");
+    (machine, vmm, guest)
+}
+
+/// How the machine ended, as it was told and as it is on disk.
+async fn conclude(mut machine: Machine, mut vmm: Child) -> ExitCause {
+    let dir = machine.spec.run_dir.clone();
+    machine.conclude(vmm.wait().await.unwrap()).await.unwrap();
+    let phase = machine.status.borrow().phase.clone();
+    let MachinePhase::Ended { exit } = phase else { panic!("{phase:?}") };
+    let written = std::fs::read(dir.join(crate::vm::shim::EXIT_FILE)).unwrap();
+    assert_eq!(serde_json::from_slice::<ExitRecord>(&written).unwrap(), exit);
+    exit.cause
+}
+
+const KERNEL: &str = "[    0.1] erofs: cannot find valid erofs superblock\n";
+
+#[tokio::test]
+async fn a_boot_that_hangs_ends_at_its_deadline_with_the_consoles_last_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut machine, mut vmm, _guest) = with_console(dir.path(), KERNEL).await;
+    machine.on_deadline(&mut vmm);
+    let ExitCause::CouldNotStart { what, message, hint } = conclude(machine, vmm).await else { panic!() };
+    assert_eq!(what, "boot");
+    assert!(message.contains("was not running 1s after the machine's start"), "{message}");
+    assert!(message.ends_with(&format!("the console's last lines:\n{}", KERNEL.trim_end())), "{message}");
+    assert!(hint.unwrap().contains("boot_timeout"));
+}
+
+#[tokio::test]
+async fn a_boot_that_fails_by_the_agents_word_has_the_consoles_last_lines() {
+    let could_not = |what: &str| ExitCause::CouldNotStart {
+        what: what.into(),
+        message: "invalid argument".into(),
+        hint: None,
+    };
+    for (what, is_running, is_with_console) in [
+        ("root disk", false, true),
+        ("scratch disk", false, true),
+        ("mounts", false, true),
+        // The machine is well.
+        ("exec", false, false),
+        ("user", false, false),
+        // A restart in place.
+        ("cgroup", true, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut machine, mut vmm, _guest) = with_console(dir.path(), KERNEL).await;
+        machine.on_frame(&hello()).unwrap();
+        if is_running {
+            machine.on_frame(&Frame::json(guest::KIND_STARTED, &Started { pid: 1 })).unwrap();
+        }
+        machine.on_frame(&exit(could_not(what))).unwrap();
+        kill(&mut vmm);
+        let ExitCause::CouldNotStart { message, .. } = conclude(machine, vmm).await else { panic!() };
+        assert!(message.starts_with("invalid argument"), "{what}: {message}");
+        assert_eq!(
+            message.contains("cannot find valid erofs superblock"),
+            is_with_console,
+            "{what}: {message}"
+        );
+    }
+}
