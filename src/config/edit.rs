@@ -159,6 +159,27 @@ pub fn remove_worker(text: &str, name: &str) -> Result<Option<String>, EditError
     Ok(Some(edited))
 }
 
+/// Names of the workers that [`remove_worker`] can take out of the file at `path`, whether or not it is accepted: names
+/// by the rules, and each of one entry only.
+pub fn removable_workers(path: &Path) -> Result<Vec<String>, EditError> {
+    removable_of(&tree::read(path, load::MAX_FILE_BYTES)?)
+}
+
+fn removable_of(text: &str) -> Result<Vec<String>, EditError> {
+    let file = Workers::read(text)?;
+    let names: Vec<&str> =
+        file.items.iter().filter_map(|item| item.get("name").and_then(Node::text)).collect();
+    let is_removable = |name: &&&str| {
+        load::check_name(name).is_ok() && names.iter().filter(|other| other == name).count() == 1
+    };
+    Ok(names.iter().filter(is_removable).map(|name| (*name).to_owned()).collect())
+}
+
+/// Whether `iii` would follow a file of this text; an error says what is wrong with it.
+pub fn check_accepted(text: &str) -> Result<(), EditError> {
+    Ok(validate(text)?)
+}
+
 /// Edits the file at `path`, which is created if it is missing and there is something to write. Editors of the same
 /// file wait for each other. `edit` is given the present text and returns the new one, or `None` to leave it.
 /// A link is followed, and the mode of the file is kept. Returns whether the file was written. Blocks the thread.

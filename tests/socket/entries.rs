@@ -221,6 +221,80 @@ async fn removing_what_is_not_there_asks_whether_another_was_meant() {
     assert!(failure.text().unwrap().ends_with("hint: did you mean `web`?"));
 }
 
+/// With a mistake in `bad`.
+const WRONG: &str = "workers:\n  - name: bad\n    imagee: x\n  - name: web\n    image: nginx:1\n";
+
+#[tokio::test]
+async fn a_worker_is_removed_from_a_file_with_a_mistake_elsewhere_or_in_itself() {
+    let project = Project::new(WRONG);
+    let (mut printer, _, _) = printer();
+    let managed = project.ctx.home.managed("web");
+    fs::create_dir_all(&managed).unwrap();
+    commands::remove(&project.ctx, &remove("web"), &mut printer).await.unwrap();
+    assert_eq!(text(&project), "workers:\n  - name: bad\n    imagee: x\n");
+    assert!(!managed.exists());
+    commands::remove(&project.ctx, &remove("bad"), &mut printer).await.unwrap();
+    assert_eq!(text(&project), "workers: []\n");
+}
+
+#[tokio::test]
+async fn what_a_daemon_runs_is_not_removed_from_a_file_that_it_would_not_follow() {
+    let project = Project::new(WRONG);
+    project.add(status("web", Phase::Running));
+    let wrong = ErrorBody { code: ErrorCode::BadConfig, message: "no".to_owned(), hint: None };
+    project.world.lock().unwrap().reload_error = Some(wrong);
+    let daemon = project.serve().await;
+    let (mut printer, _, _) = printer();
+    let failure = commands::remove(&project.ctx, &remove("web"), &mut printer).await.unwrap_err();
+    let said = failure.text().unwrap();
+    assert!(said.contains("imagee") && said.contains("`iii worker stop web` stops it"), "{said}");
+    assert_eq!((failure.code(), text(&project).as_str()), (2, WRONG));
+    assert!(project.asked().is_empty());
+
+    // Without the mistake the file is followed again.
+    project.world.lock().unwrap().reload_error = None;
+    commands::remove(&project.ctx, &remove("bad"), &mut printer).await.unwrap();
+    assert_eq!(project.asked(), ["reload"]);
+    assert_eq!(text(&project), "workers:\n  - name: web\n    image: nginx:1\n");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_a_daemon_does_not_know_is_removed_from_a_file_that_it_does_not_follow() {
+    let project = Project::new(WRONG);
+    let wrong = ErrorBody { code: ErrorCode::BadConfig, message: "no".to_owned(), hint: None };
+    project.world.lock().unwrap().reload_error = Some(wrong);
+    let daemon = project.serve().await;
+    let (mut printer, _, err) = printer();
+    commands::remove(&project.ctx, &remove("web"), &mut printer).await.unwrap();
+    assert_eq!(text(&project), "workers:\n  - name: bad\n    imagee: x\n");
+    assert_eq!(err.text(), "web: removed\n");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_name_that_could_mean_two_workers_or_another_folder_is_not_removed() {
+    let (mut printer, _, _) = printer();
+    for (name, text_before) in [
+        (
+            "web",
+            "workers:\n  - name: web\n    image: a\n  - name: web\n    image: b\n  - name: c\n    image: d\n",
+        ),
+        ("../logs", "workers:\n  - name: ../logs\n    image: a\n  - name: c\n    image: d\n"),
+        ("c", "workers:\n  - name: [\n"),
+    ] {
+        let project = Project::new(text_before);
+        let logs = project.ctx.home.managed("x").parent().unwrap().join("../logs");
+        fs::create_dir_all(&logs).unwrap();
+        let failure = commands::remove(&project.ctx, &remove(name), &mut printer).await.unwrap_err();
+        // What is wrong with the file, and not that there is no such worker.
+        assert_eq!(failure.code(), 2, "{name}: {:?}", failure.text());
+        assert!(failure.text().unwrap().contains("config.yaml"), "{name}: {:?}", failure.text());
+        assert_eq!(text(&project), text_before);
+        assert!(logs.exists(), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn a_machine_without_a_daemon_is_not_removed_under_its_feet() {
     let project = Project::new(CONFIG);

@@ -39,6 +39,8 @@ pub struct World {
     /// What the next pull says.
     pub pull: Vec<PullEvent>,
     pub config_error: Option<String>,
+    /// Why the file is not in force after a reload.
+    pub reload_error: Option<ErrorBody>,
 }
 
 #[derive(Debug)]
@@ -167,7 +169,10 @@ impl Actor for Fake {
             SupervisorMsg::Reload { reply } => {
                 let mut world = shared.lock().unwrap();
                 world.asked.push("reload".to_owned());
-                reply.send(Ok(ReloadReply { changed: vec!["web".to_owned()] }))?;
+                reply.send(match world.reload_error.clone() {
+                    Some(error) => Err(error),
+                    None => Ok(ReloadReply { changed: vec!["web".to_owned()] }),
+                })?;
             }
             SupervisorMsg::Pull { request, events } => {
                 let mut world = shared.lock().unwrap();

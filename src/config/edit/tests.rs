@@ -270,6 +270,36 @@ fn resetting_writes_the_entry_anew_and_nothing_else() {
 }
 
 #[test]
+fn a_file_that_is_not_accepted_tells_whom_it_can_do_without() {
+    let text = "\
+workers:
+  - name: web
+    imagee: nginx
+  - name: twice
+    image: a
+  - image: nameless
+  - name: ../up
+    image: b
+  - name: iii.own
+    image: c
+  - name: twice
+    image: d
+  - name: [no, text]
+  - cache
+  - name: 'db' # quoted
+    image: e
+";
+    assert!(check_accepted(text).is_err());
+    assert_eq!(removable_of(text).unwrap(), ["web", "db"]);
+    let without = remove_worker(text, "db").unwrap().unwrap();
+    assert_eq!(without, text.split("  - name: 'db'").next().unwrap());
+    check_accepted(&remove_worker("workers: [{name: a}, {name: b, x: 1}]", "b").unwrap().unwrap()).unwrap();
+    for broken in ["workers: [", "workers: {a: b}", "- a"] {
+        assert!(removable_of(broken).is_err(), "{broken}");
+    }
+}
+
+#[test]
 fn a_removed_worker_takes_its_own_comments_and_no_others() {
     let text = "\
 # top
