@@ -1,10 +1,13 @@
-//! Writes that are whole or not there, and locks that end with their process.
+//! Writes that are whole or not there, locks that end with their process, and files with holes.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use tempfile::NamedTempFile;
 
 /// An I/O error that names what was done to which path.
@@ -39,6 +42,21 @@ pub fn create_private_dir(path: &Path) -> Result<(), PathError> {
         .mode(0o700)
         .create(path)
         .map_err(PathError::new("create folder", path))
+}
+
+/// The next bytes of a file at `at` or after it that are no hole, up to the next hole; `None` if only holes follow.
+/// Moves the file's position.
+pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+    let seek = |at: u64, whence| -> io::Result<Option<u64>> {
+        match lseek(file, i64::try_from(at).map_err(io::Error::other)?, whence) {
+            Ok(found) => Ok(Some(u64::try_from(found).map_err(io::Error::other)?)),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let Some(start) = seek(at, Whence::SeekData)? else { return Ok(None) };
+    // Behind the last byte there is always a hole, unless the file was cut meanwhile.
+    Ok(seek(start, Whence::SeekHole)?.map(|end| start..end))
 }
 
 /// How the temporary files of [`write_atomic`] begin.

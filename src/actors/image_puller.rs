@@ -33,6 +33,10 @@ pub trait ImageSource: Send + Sync + 'static {
         progress: mpsc::Sender<PullEvent>,
     ) -> BoxFuture<'static, Result<Image, ErrorBody>>;
 
+    /// Looks whether the root disk of the image that `reference` means here was damaged since it was built, and forgets
+    /// the image if so: [`ImageSource::ensure`] then makes it again. Returns whether it was forgotten.
+    fn forget_if_damaged(&self, reference: &str) -> BoxFuture<'static, Result<bool, ErrorBody>>;
+
     /// The image that `reference` meant when it was last pulled, if it is here. May read files.
     fn lookup(&self, reference: &str) -> Option<Image>;
 }

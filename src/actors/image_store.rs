@@ -53,6 +53,15 @@ impl ImageSource for Images {
         .boxed()
     }
 
+    fn forget_if_damaged(&self, reference: &str) -> BoxFuture<'static, Result<bool, ErrorBody>> {
+        let (store, reference) = (self.store.clone(), reference.parse::<Reference>());
+        async move {
+            let reference = reference.map_err(|error| not_a_reference(&error))?;
+            store.forget_if_damaged(&reference).await.map_err(|error| ErrorBody::from(&error))
+        }
+        .boxed()
+    }
+
     fn lookup(&self, reference: &str) -> Option<Image> {
         let parsed = reference.parse::<Reference>().ok()?;
         // A record that cannot be read is as good as none: pulling makes a new one, or says what is wrong.

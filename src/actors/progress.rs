@@ -11,13 +11,14 @@ pub struct Progress {
     reference: String,
     resolved: Option<PullEvent>,
     layers: BTreeMap<String, PullEvent>,
-    building: Option<PullEvent>,
+    /// What is done to the root disk.
+    disk: Option<PullEvent>,
 }
 
 impl Progress {
     /// A pull of which nothing is known yet.
     pub fn new(reference: &str) -> Progress {
-        Progress { reference: reference.to_owned(), resolved: None, layers: BTreeMap::new(), building: None }
+        Progress { reference: reference.to_owned(), resolved: None, layers: BTreeMap::new(), disk: None }
     }
 
     /// Takes note of an event.
@@ -27,14 +28,14 @@ impl Progress {
             PullEvent::Layer { digest, .. } => {
                 self.layers.insert(digest.clone(), event.clone());
             }
-            PullEvent::Building { .. } => self.building = Some(event.clone()),
+            PullEvent::Checking { .. } | PullEvent::Building { .. } => self.disk = Some(event.clone()),
             PullEvent::Done { .. } | PullEvent::Failed { .. } => {}
         }
     }
 
     /// The events that tell one who comes late all that is known.
     pub fn replay(&self) -> impl Iterator<Item = PullEvent> + '_ {
-        self.resolved.iter().chain(self.layers.values()).chain(&self.building).cloned()
+        self.resolved.iter().chain(self.layers.values()).chain(&self.disk).cloned()
     }
 }
 
@@ -42,9 +43,19 @@ impl Progress {
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reference = &self.reference;
-        if let Some(PullEvent::Building { done_bytes, total_bytes }) = self.building {
+        let on_disk = match self.disk {
+            Some(PullEvent::Building { done_bytes, total_bytes }) => {
+                Some(("building", done_bytes, total_bytes))
+            }
+            // What was found damaged is pulled again, and its layers are what counts then.
+            Some(PullEvent::Checking { done_bytes, total_bytes }) if self.layers.is_empty() => {
+                Some(("checking", done_bytes, total_bytes))
+            }
+            _ => None,
+        };
+        if let Some((what, done_bytes, total_bytes)) = on_disk {
             let percent = done_bytes.saturating_mul(100).checked_div(total_bytes).unwrap_or(100);
-            return write!(f, "building the root disk of {reference}: {} %", percent.min(100));
+            return write!(f, "{what} the root disk of {reference}: {} %", percent.min(100));
         }
         let Some(PullEvent::Resolved { layers, total_bytes, .. }) = &self.resolved else {
             return write!(f, "pulling {reference}");
@@ -92,7 +103,13 @@ mod tests {
         progress.note(&layer("c", 0, MIB, true));
         assert_eq!(progress.to_string(), "pulling r/x: 2/3 layers, 12.3 MiB of 40.0 MiB");
         assert_eq!(progress.replay().count(), 4);
+        progress.note(&PullEvent::Checking { done_bytes: 10, total_bytes: 40 });
+        assert_eq!(progress.to_string(), "pulling r/x: 2/3 layers, 12.3 MiB of 40.0 MiB");
         progress.note(&PullEvent::Building { done_bytes: 10, total_bytes: 40 });
         assert_eq!(progress.to_string(), "building the root disk of r/x: 25 %");
+
+        let mut forced = Progress::new("r/x");
+        forced.note(&PullEvent::Checking { done_bytes: 30, total_bytes: 40 });
+        assert_eq!(forced.to_string(), "checking the root disk of r/x: 75 %");
     }
 }

@@ -12,14 +12,25 @@ use crate::units::short_bytes;
 /// How many characters of a digest tell layers apart.
 const SHORT_DIGEST: usize = 12;
 
+/// What is said of a root disk that is looked at.
+const CHECKING: &str = "checking the root disk";
+/// What is said of one that is built.
+const BUILDING: &str = "building the root disk";
+
 /// Shows one pull.
 pub struct PullProgress {
     show: Show,
 }
 
 enum Show {
-    Bars { all: MultiProgress, layers: HashMap<String, ProgressBar>, build: Option<ProgressBar> },
-    Lines { done: HashMap<String, bool>, building: bool },
+    /// Those of the disk are by what is done to it.
+    Bars {
+        all: MultiProgress,
+        layers: HashMap<String, ProgressBar>,
+        disk: HashMap<&'static str, ProgressBar>,
+    },
+    /// What was said of the disk already.
+    Lines { done: HashMap<String, bool>, disk: Vec<&'static str> },
 }
 
 impl PullProgress {
@@ -27,9 +38,9 @@ impl PullProgress {
     pub fn new(style: Style) -> PullProgress {
         let show = if style.terminal {
             let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-            Show::Bars { all, layers: HashMap::new(), build: None }
+            Show::Bars { all, layers: HashMap::new(), disk: HashMap::new() }
         } else {
-            Show::Lines { done: HashMap::new(), building: false }
+            Show::Lines { done: HashMap::new(), disk: Vec::new() }
         };
         PullProgress { show }
     }
@@ -37,9 +48,9 @@ impl PullProgress {
     /// Shows what happened.
     pub fn event(&mut self, printer: &mut Printer, event: &PullEvent) {
         match &mut self.show {
-            Show::Bars { all, layers, build } => bars(all, layers, build, event),
-            Show::Lines { done, building } => {
-                if let Some(line) = line(done, building, event) {
+            Show::Bars { all, layers, disk } => bars(all, layers, disk, event),
+            Show::Lines { done, disk } => {
+                if let Some(line) = line(done, disk, event) {
                     printer.say(&line);
                 }
             }
@@ -58,7 +69,7 @@ impl PullProgress {
 fn bars(
     all: &MultiProgress,
     layers: &mut HashMap<String, ProgressBar>,
-    build: &mut Option<ProgressBar>,
+    disk: &mut HashMap<&'static str, ProgressBar>,
     event: &PullEvent,
 ) {
     let style = ProgressStyle::with_template("  {msg:<22} {bar:28} {binary_bytes:>11}/{binary_total_bytes}")
@@ -70,19 +81,41 @@ fn bars(
             let bar = layers
                 .entry(digest.clone())
                 .or_insert_with(|| new_bar(format!("layer {}", short_digest(digest))));
-            bar.set_length(*total_bytes);
-            bar.set_position(if *cached { *total_bytes } else { *done_bytes });
+            set(bar, if *cached { *total_bytes } else { *done_bytes }, *total_bytes);
+        }
+        PullEvent::Checking { done_bytes, total_bytes } => {
+            set(
+                disk.entry(CHECKING).or_insert_with(|| new_bar("root disk, check".to_owned())),
+                *done_bytes,
+                *total_bytes,
+            );
         }
         PullEvent::Building { done_bytes, total_bytes } => {
-            let bar = build.get_or_insert_with(|| new_bar("root disk".to_owned()));
-            bar.set_length(*total_bytes);
-            bar.set_position(*done_bytes);
+            set(
+                disk.entry(BUILDING).or_insert_with(|| new_bar("root disk".to_owned())),
+                *done_bytes,
+                *total_bytes,
+            );
         }
         PullEvent::Resolved { .. } | PullEvent::Done { .. } | PullEvent::Failed { .. } => {}
     }
 }
 
-fn line(done: &mut HashMap<String, bool>, building: &mut bool, event: &PullEvent) -> Option<String> {
+fn set(bar: &ProgressBar, position: u64, length: u64) {
+    bar.set_length(length);
+    bar.set_position(position);
+}
+
+/// The line for the first event of a kind.
+fn first(said: &mut Vec<&'static str>, line: &'static str) -> Option<String> {
+    if said.contains(&line) {
+        return None;
+    }
+    said.push(line);
+    Some(line.to_owned())
+}
+
+fn line(done: &mut HashMap<String, bool>, disk: &mut Vec<&'static str>, event: &PullEvent) -> Option<String> {
     match event {
         PullEvent::Resolved { digest, layers, total_bytes } => {
             let plural = if *layers == 1 { "" } else { "s" };
@@ -96,8 +129,8 @@ fn line(done: &mut HashMap<String, bool>, building: &mut bool, event: &PullEvent
             let how = if *cached { "is here already" } else { "pulled" };
             Some(format!("layer {} {how}, {}", short_digest(digest), short_bytes(*total_bytes)))
         }
-        PullEvent::Building { .. } if std::mem::replace(building, true) => None,
-        PullEvent::Building { .. } => Some("building the root disk".to_owned()),
+        PullEvent::Checking { .. } => first(disk, CHECKING),
+        PullEvent::Building { .. } => first(disk, BUILDING),
         PullEvent::Done { image } => {
             Some(format!("ready, root disk of {}", short_bytes(image.root_disk_bytes)))
         }
@@ -176,6 +209,8 @@ mod tests {
             layer(1 << 20, false),
             layer(3 << 20, false),
             layer(3 << 20, false),
+            PullEvent::Checking { done_bytes: 0, total_bytes: 3 << 20 },
+            PullEvent::Checking { done_bytes: 3 << 20, total_bytes: 3 << 20 },
             PullEvent::Building { done_bytes: 0, total_bytes: 3 << 20 },
             PullEvent::Building { done_bytes: 3 << 20, total_bytes: 3 << 20 },
             PullEvent::Done {
@@ -195,6 +230,7 @@ mod tests {
         insta::assert_snapshot!(err.text(), @r"
         resolved sha256:aa: 1 layer, 3 MiB
         layer 0123456789ab pulled, 3 MiB
+        checking the root disk
         building the root disk
         ready, root disk of 8 MiB
         ");

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   reference ──lookup──▶ there? ── yes ─────────────────────────────────▶ Image
-//!       └─ no, or Always: registry ──▶ manifest digest ──▶ there? ── yes ──▶ remember the reference
+//!       └─ no, or Always: registry ──▶ manifest digest ──▶ there, and with Always as it was built? ── yes ──▶ remember
+//!                                                  │                                                the reference
 //!                                                  └─ no: lock of the digest ──▶ `assemble`: pull ∥ build
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! download and each build happens once, and nothing half-made is ever visible (see [`records`]).
 
 mod assemble;
+mod checksum;
 mod progress;
 mod records;
 
@@ -43,7 +45,8 @@ const EVENT_QUEUE: usize = 64;
 pub enum PullPolicy {
     /// The registry is asked only when the reference is not known here.
     IfMissing,
-    /// The registry is asked what the reference means now; what is here is not fetched again.
+    /// The registry is asked what the reference means now; what is here is not fetched again. A root disk that is here
+    /// is read and compared with what was built, and built again if it was damaged since.
     Always,
 }
 
@@ -94,7 +97,7 @@ impl ImageStore {
 
     /// The image of a reference, pulled and built if need be.
     ///
-    /// `progress` gets `Resolved`, `Layer` and `Building` events; a full channel skips some. The last word,
+    /// `progress` gets `Resolved`, `Checking`, `Layer` and `Building` events; a full channel skips some. The last word,
     /// `Done` or `Failed`, is the caller's. Dropping the future ends the downloads; what has arrived is
     /// kept for the next attempt.
     pub async fn ensure(
@@ -115,12 +118,25 @@ impl ImageStore {
 
         create_private_dir(&self.home.blobs())?;
         self.records.create_folders()?;
+        if policy == PullPolicy::Always {
+            self.check_disk(reference, digest.clone(), events.clone().checking()).await?;
+        }
         let image = match self.records.image(&digest)? {
             Some(image) => image,
             None => self.make(&remote, reference, &digest, manifest, events).await?,
         };
         self.records.remember(reference, &digest)?;
         Ok(image)
+    }
+
+    /// Looks whether the root disk of what `reference` means here still is what was built, and forgets the image if it
+    /// is not: [`ImageStore::ensure`] then makes it again. Machines that run from the old file keep it. Returns whether
+    /// it was forgotten. Never asks a registry, but reads the whole disk.
+    pub async fn forget_if_damaged(&self, reference: &Reference) -> Result<bool, ImageError> {
+        match self.records.resolve(reference)? {
+            Some(digest) => self.check_disk(reference, digest, |_, _| ()).await,
+            None => Ok(false),
+        }
     }
 
     /// [`ImageStore::ensure`] for one who is told of each event in this very task.
@@ -198,6 +214,18 @@ impl ImageStore {
             Some(image) => Ok(image),
             None => assembly.run(remote, lock).await,
         }
+    }
+
+    async fn check_disk(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        progress: impl Fn(u64, u64) + Send + 'static,
+    ) -> Result<bool, ImageError> {
+        let records = self.records.clone();
+        let check = move || records.forget_if_damaged(&digest, progress);
+        let checked: Result<Result<bool, LockError>, _> = detached("disk-check", check).await;
+        Ok(checked.map_err(|e| internal(reference, &e))??)
     }
 
     async fn lock(&self, reference: &Reference, digest: &Digest) -> Result<LockFile, ImageError> {

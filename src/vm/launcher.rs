@@ -16,6 +16,10 @@ pub const MACHINE_QUEUE: usize = 64;
 
 /// Brings machines up and finds them again. The real one starts a shim process; tests pass a fake.
 pub trait Launcher: Send + Sync + 'static {
+    /// Looks whether this host can run machines at all: what keeps it from that is to be known before an image is
+    /// pulled for one.
+    fn check(&self) -> BoxFuture<'static, Result<(), ErrorBody>>;
+
     /// Checks the host, makes the scratch disk and starts a shim. Ends once the shim has the spec; the
     /// boot goes on and is told by the machine's events. `ring` gets the machine's log records.
     fn launch(&self, spec: MachineSpec, ring: Arc<LogRing>)

@@ -8,13 +8,10 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use iii_protocol::api::{ErrorBody, ErrorCode};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
-
-use crate::fsutil::{LockFile, PathError, create_private_dir, sweep_prefixed, temporary};
+use crate::fsutil::{LockFile, PathError, create_private_dir, next_data, sweep_prefixed, temporary};
 use crate::home::Home;
 use crate::prepare::{INDEX_NAME, MARKER_NAME};
+use iii_protocol::api::{ErrorBody, ErrorCode};
 
 /// Changes when templates made by an older version must not be used any more.
 const TEMPLATE_VERSION: u32 = 1;
@@ -192,25 +189,17 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<(), PathError> {
         target.as_file().set_len(length)?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut at = 0;
-        loop {
-            let start = match lseek(&source, at, Whence::SeekData) {
-                Ok(start) => start,
-                // No data after `at`.
-                Err(Errno::ENXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            let end = lseek(&source, start, Whence::SeekHole)?;
-            let start_bytes = u64::try_from(start).map_err(io::Error::other)?;
-            source.seek(SeekFrom::Start(start_bytes))?;
-            target.seek(SeekFrom::Start(start_bytes))?;
-            let mut left = usize::try_from(end - start).map_err(io::Error::other)?;
+        while let Some(data) = next_data(&source, at)? {
+            source.seek(SeekFrom::Start(data.start))?;
+            target.seek(SeekFrom::Start(data.start))?;
+            let mut left = usize::try_from(data.end - data.start).map_err(io::Error::other)?;
             while left > 0 {
                 let step = left.min(buffer.len());
                 source.read_exact(&mut buffer[..step])?;
                 target.write_all(&buffer[..step])?;
                 left -= step;
             }
-            at = end;
+            at = data.end;
         }
         target.as_file().sync_all()?;
         target.persist(to).map_err(|e| e.error)?;

@@ -78,9 +78,8 @@ impl ShimLauncher {
         self.home.machine_run(&self.project, worker)
     }
 
-    /// What can be known to fail is found out before anything is started; then waits for the shim before
-    /// this one to be gone. Blocks.
-    fn prepare(&self, machine: MachineSpec, first_seq: u64) -> Result<(ShimSpec, File), ErrorBody> {
+    /// What this host lacks for any machine; gives the guest kernel's library. Blocks.
+    fn check_host(&self) -> Result<Option<PathBuf>, ErrorBody> {
         let libkrunfw = match self.kind {
             Kind::Krun => {
                 host::check_kvm()?;
@@ -89,13 +88,21 @@ impl ShimLauncher {
             #[cfg(feature = "process-launcher")]
             Kind::Process => None,
         };
+        host::check_free_space(self.home.root())?;
+        Ok(libkrunfw)
+    }
+
+    /// What can be known to fail is found out before anything is started; then waits for the shim before
+    /// this one to be gone. Blocks.
+    fn prepare(&self, machine: MachineSpec, first_seq: u64) -> Result<(ShimSpec, File), ErrorBody> {
+        // Again: a pull lies between this and the look before it, which took room.
+        let libkrunfw = self.check_host()?;
         let run_dir = self.run_dir(&machine.worker);
         check_socket_path(&run_dir)?;
         let log_dir = self.home.logs(&machine.worker);
         for dir in [&run_dir, &log_dir] {
             create_private_dir(dir).map_err(path_error)?;
         }
-        host::check_free_space(self.home.root())?;
         // The machine of that shim then is gone too, or still has the scratch disk locked, which the new
         // VMM waits for.
         let lock = LockFile::acquire(&run_dir.join(SHIM_LOCK)).map_err(|e| match e {
@@ -206,6 +213,15 @@ impl ShimLauncher {
 }
 
 impl Launcher for ShimLauncher {
+    fn check(&self) -> BoxFuture<'static, Result<(), ErrorBody>> {
+        let launcher = self.clone();
+        async move {
+            let check = tokio::task::spawn_blocking(move || launcher.check_host().map(drop));
+            check.await.map_err(|e| internal(e.to_string()))?
+        }
+        .boxed()
+    }
+
     fn launch(
         &self,
         spec: MachineSpec,

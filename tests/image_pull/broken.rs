@@ -1,5 +1,7 @@
 //! Connections that break, processes that die, blobs that are wrong.
 
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::time::Duration;
 
 use iii::fsutil::LockFile;
@@ -196,6 +198,65 @@ async fn a_layer_damaged_on_this_disk_is_fetched_again() {
     assert_eq!(world.blob_requests(&built.layers[1].digest()), 1);
 }
 
+/// Zeroes the head of a root disk; what it was.
+fn damage(disk: &Path) -> Vec<u8> {
+    let good = std::fs::read(disk).unwrap();
+    std::fs::set_permissions(disk, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let file = std::fs::File::options().write(true).open(disk).unwrap();
+    file.write_all_at(&[0; 4096], 0).unwrap();
+    good
+}
+
+#[tokio::test]
+async fn a_root_disk_that_was_damaged_is_built_again_by_a_forced_pull() {
+    let world = World::new();
+    let built = image(&[layer_of(&[("f", b"good again")])], json!({}));
+    world.registry.push("x", "1", &built);
+    let pulled = world.pull("x:1").await.unwrap();
+    let good = damage(&pulled.root_disk);
+    let of_a_machine = std::fs::File::open(&pulled.root_disk).unwrap();
+    // Nothing is looked at without need: that would make each start wait.
+    assert_eq!(world.pull("x:1").await.unwrap(), pulled);
+    assert_ne!(std::fs::read(&pulled.root_disk).unwrap(), good);
+
+    let (events, mut seen) = mpsc::channel(64);
+    let again = ensure(&world.store, &world.reference("x:1"), PullPolicy::Always, events).await.unwrap();
+    assert_eq!(again, pulled);
+    assert_eq!(std::fs::read(&pulled.root_disk).unwrap(), good);
+    assert!(matches!(seen.recv().await, Some(PullEvent::Resolved { .. })));
+    assert!(matches!(seen.recv().await, Some(PullEvent::Checking { done_bytes: 0, .. })));
+    // The layers were here; and a machine that runs keeps the file that it has.
+    assert_eq!(world.blob_requests(&built.layers[0].digest()), 1);
+    let mut head = [1; 4096];
+    of_a_machine.read_exact_at(&mut head, 0).unwrap();
+    assert_eq!(head, [0; 4096]);
+
+    // One that is well is not written again.
+    let before = std::fs::metadata(&pulled.root_disk).unwrap().ino();
+    world.ensure("x:1", PullPolicy::Always).await.unwrap();
+    assert_eq!(std::fs::metadata(&pulled.root_disk).unwrap().ino(), before);
+}
+
+#[tokio::test]
+async fn an_image_whose_root_disk_was_damaged_is_forgotten_when_it_is_looked_at() {
+    let world = World::new();
+    let built = image(&[layer_of(&[("f", b"good again")])], json!({}));
+    world.registry.push("x", "1", &built);
+    let reference = world.reference("x:1");
+    assert!(!world.store.forget_if_damaged(&reference).await.unwrap(), "it is not here");
+    let pulled = world.pull("x:1").await.unwrap();
+    assert!(!world.store.forget_if_damaged(&reference).await.unwrap(), "it is well");
+    let good = damage(&pulled.root_disk);
+    std::fs::remove_file(world.blob(&built.layers[0].digest())).unwrap();
+    assert!(world.store.forget_if_damaged(&reference).await.unwrap());
+    assert_eq!(world.store.lookup(&reference).unwrap(), None);
+    assert!(pulled.root_disk.exists(), "machines run from it");
+    assert!(!world.store.forget_if_damaged(&reference).await.unwrap(), "it is forgotten already");
+    assert_eq!(world.pull("x:1").await.unwrap(), pulled);
+    assert_eq!(std::fs::read(&pulled.root_disk).unwrap(), good);
+    assert_eq!(world.blob_requests(&built.layers[0].digest()), 2);
+}
+
 #[tokio::test]
 async fn an_image_that_is_wrong_in_itself_is_refused_without_downloading_it_twice() {
     let world = World::new();
@@ -245,7 +306,7 @@ async fn a_disk_without_its_record_or_of_an_older_builder_is_built_anew() {
     let text = std::fs::read_to_string(&record).unwrap();
     for stale in [
         text.replace("\"builder\": 1", "\"builder\": 0"),
-        text.replace("\"version\": 2", "\"version\": 1"),
+        text.replace("\"version\": 3", "\"version\": 2"),
         "{".into(),
     ] {
         assert_ne!(stale, text);

@@ -216,20 +216,55 @@ fn a_guest_kernel_that_is_not_there_is_an_error_of_its_own() {
     assert!(bed.processes_named("__shim").is_empty(), "nothing was started");
 }
 
+fn root_disk(bed: &Bed) -> PathBuf {
+    let mut disks = fs::read_dir(bed.home().join("images")).unwrap().flatten().map(|entry| entry.path());
+    disks.find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap()
+}
+
 #[test]
-fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail() {
+fn a_damaged_root_disk_is_a_boot_error_with_the_consoles_tail_and_what_it_says_mends_it() {
     let bed = Bed::new();
     let reference = bed.script_image("web", "exec sleep 1000");
     bed.ok(&["worker", "add", &reference]);
-    bed.configure(&[bed.entry("web", &reference, &["restart: { delay: 10ms }"])]);
-    let disks = fs::read_dir(bed.home().join("images")).unwrap().flatten().map(|entry| entry.path());
-    let disk: PathBuf =
-        disks.into_iter().find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap();
-    zero_head(&disk);
+    bed.configure(&[bed.entry("web", &reference, &["restart: never"])]);
+    zero_head(&root_disk(&bed));
     let _daemon = bed.daemon();
     let status = bed.wait_phase("web", Phase::Failed);
     let cause = status.cause.unwrap();
-    assert!(cause.message.contains("root disk") || cause.message.contains("/dev/vda"), "{cause:?}");
+    assert!(cause.message.starts_with("root disk: /dev/vda on /lower as erofs: "), "{cause:?}");
+    assert!(cause.message.contains("; the console's last lines:\n"), "{cause:?}");
+    let hint = cause.hint.unwrap();
+    assert!(hint.starts_with("`iii worker start web` looks whether "), "{hint}");
+    bed.ok(&["worker", "start", "web"]);
+    assert_eq!(bed.wait_phase("web", Phase::Running).generation, 2);
+}
+
+#[test]
+fn a_damaged_root_disk_is_built_again_by_the_next_try_and_not_under_machines_that_run() {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", "exec sleep 1000");
+    let (old, new) =
+        (bed.entry("old", &reference, &[]), bed.entry("new", &reference, &["restart: { delay: 10ms }"]));
+    bed.configure(std::slice::from_ref(&old));
+    let _daemon = bed.daemon();
+    bed.wait_phase("old", Phase::Running);
+    zero_head(&root_disk(&bed));
+    bed.configure(&[old, new]);
+    let status = bed.wait_phase("new", Phase::Running);
+    assert_eq!(status.generation, 2, "{:?}", status.exits);
+    assert!(status.exits[0].cause.could_not_start_by("root disk"), "{:?}", status.exits);
+    assert_eq!(bed.wait_phase("old", Phase::Running).generation, 1);
+    assert!(bed.ok(&["worker", "exec", "old", "--", "cat", "/etc/passwd"]).contains("app:x:1234"));
+
+    // By hand, with the same effect.
+    zero_head(&root_disk(&bed));
+    bed.ok(&["worker", "add", "--force", "--name", "new", &reference]);
+    let status = bed.wait_phase("new", Phase::Running);
+    assert!(
+        status.exits.iter().filter(|exit| exit.cause.is_could_not_start()).count() == 1,
+        "{:?}",
+        status.exits
+    );
 }
 
 pub(crate) fn zero_head(disk: &Path) {

@@ -119,6 +119,32 @@ fn a_boot_that_hangs_ends_at_its_deadline_with_the_consoles_last_lines() {
 }
 
 #[test]
+fn a_host_that_cannot_run_machines_is_told_before_anything_is_pulled() {
+    let bed = Bed::new();
+    let (web, other) = (bed.script_image("web", SERVE), bed.script_image("other", SERVE));
+    bed.configure(&[bed.entry("web", &web, &["restart: { delay: 10ms }"])]);
+    let before = std::fs::read_to_string(bed.config()).unwrap();
+    // Real machines in the tier of processes too: there it may be KVM that is missed first.
+    let _daemon =
+        bed.daemon_with(&[("III_TEST_LAUNCHER", ""), ("III_LIBKRUNFW_PATH", "/no/such/libkrunfw.so.5")]);
+    let status = bed.wait_phase("web", Phase::Failed);
+    let cause = status.cause.unwrap();
+    assert!(cause.code == ErrorCode::Host && cause.hint.is_some(), "{cause:?}");
+    let names_it = |text: &str| text.contains("/no/such/libkrunfw.so.5") || text.contains("/dev/kvm");
+    assert!(names_it(&cause.message), "{cause:?}");
+    for args in
+        [&["worker", "start", "web"][..], &["worker", "add", &other], &["worker", "add", "--force", &web]]
+    {
+        let run = bed.iii(args);
+        assert_eq!(run.code, Some(1), "{args:?}: {}", run.stderr);
+        assert!(names_it(&run.stderr) && run.stderr.contains("hint: "), "{args:?}: {}", run.stderr);
+    }
+    assert_eq!(std::fs::read_to_string(bed.config()).unwrap(), before);
+    assert_eq!(bed.registry.requests("/v2/"), 0, "the registry was asked");
+    assert!(bed.processes_named("__shim").is_empty(), "a machine was started");
+}
+
+#[test]
 fn a_vmm_whose_shim_is_gone_does_not_become_a_machine() {
     let bed = Bed::new();
     let (mut order_socket, its_end) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -51,7 +51,7 @@ async fn a_pull_is_told_event_by_event_to_its_end() {
     ];
     let daemon = project.serve().await;
     let client = project.ctx.client();
-    let request = PullRequest { reference: "redis:7".to_owned(), force: true };
+    let request = PullRequest { reference: "redis:7".to_owned(), force: true, to_start: false };
 
     let mut events = client.post_lines("/v1/images/pull", &request).await.unwrap();
     assert!(matches!(events.next_json().await.unwrap(), Some(PullEvent::Resolved { .. })));

@@ -77,7 +77,7 @@ impl Platform for Surroundings {
         match plan.root {
             RootPlan::Surroundings => Ok(()),
             RootPlan::Overlay { .. } => {
-                Err(StartError::new("root disk", "a plain process cannot mount the root file system"))
+                Err(StartError::new("boot plan", "a plain process cannot mount the root file system"))
             }
         }
     }

@@ -293,9 +293,12 @@ impl LogsQuery {
 pub struct PullRequest {
     /// As the user typed it.
     pub reference: String,
-    /// Ask the registry even if the reference is known here.
+    /// Ask the registry even if the reference is known here, and look whether what is here is damaged.
     #[serde(default)]
     pub force: bool,
+    /// It is for a worker that is to start: fail before anything is fetched if this host cannot run machines.
+    #[serde(default)]
+    pub to_start: bool,
 }
 
 /// One line of a pull's progress.
@@ -321,6 +324,13 @@ pub enum PullEvent {
         total_bytes: u64,
         /// It was here already.
         cached: bool,
+    },
+    /// The root disk that is here is compared with what was built.
+    Checking {
+        /// Bytes of the disk looked at so far.
+        done_bytes: u64,
+        /// Bytes of the disk in all.
+        total_bytes: u64,
     },
     /// The root disk is being built.
     Building {

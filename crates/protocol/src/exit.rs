@@ -46,6 +46,11 @@ impl ExitCause {
         matches!(self, ExitCause::CouldNotStart { .. })
     }
 
+    /// Whether the workload never ran, and it failed at this, as [`ExitCause::CouldNotStart`] names it.
+    pub fn could_not_start_by(&self, at: &str) -> bool {
+        matches!(self, ExitCause::CouldNotStart { what, .. } if what == at)
+    }
+
     /// Whether the workload ended well (`exit 0`).
     pub fn is_success(&self) -> bool {
         matches!(self, ExitCause::Exit { code: 0 })

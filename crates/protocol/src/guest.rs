@@ -22,6 +22,9 @@ use crate::exit::ExitCause;
 pub const CONTROL_PORT: u32 = 1024;
 /// The version both sides must share; the agent is embedded in the binary, so they always do.
 pub const VERSION: u32 = 1;
+/// What a [`CouldNotStart`](crate::exit::ExitCause::CouldNotStart) of the guest is about when it cannot mount the disk
+/// with the image's files: the host, which knows what it was built from, looks whether it is damaged.
+pub const ROOT_DISK: &str = "root disk";
 /// What a [`CouldNotStart`](crate::exit::ExitCause::CouldNotStart) of the guest is about when its writable disk is
 /// damaged: the host knows more of that disk.
 pub const SCRATCH_DISK: &str = "scratch disk";

@@ -30,6 +30,7 @@ use super::worker::board::Announce;
 use super::worker::messages::{Settings, Surroundings, WorkerMsg};
 use super::worker::plan::HostLimits;
 use super::worker::state::Order;
+use super::worker::tasks::check_host;
 use crate::config::schema::Config;
 use crate::home::Home;
 use crate::image::store::RegistrySettings;
@@ -271,12 +272,24 @@ impl RootState {
         let Some(puller) = self.puller.borrow().clone() else {
             return refused(helper_is_down("image puller"), events);
         };
-        let PullRequest { reference, force } = request;
+        let PullRequest { reference, force, to_start } = request;
         let registries = registries_of(&self.config);
-        let waiter = Waiter { events: events.clone(), image: None };
-        if puller.cast(PullerMsg::Pull { reference, force, registries, waiter }).is_err() {
-            refused(helper_is_down("image puller"), events);
+        let ask = move |events: mpsc::Sender<PullEvent>| {
+            let waiter = Waiter { events: events.clone(), image: None };
+            if puller.cast(PullerMsg::Pull { reference, force, registries, waiter }).is_err() {
+                refused(helper_is_down("image puller"), events);
+            }
+        };
+        if !to_start {
+            return ask(events);
         }
+        let launcher = self.args.launcher.clone();
+        tokio::spawn(async move {
+            match check_host(launcher).await {
+                Ok(()) => ask(events),
+                Err(error) => refused(error, events),
+            }
+        });
     }
 
     fn surroundings(&self) -> Surroundings {

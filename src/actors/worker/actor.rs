@@ -2,6 +2,7 @@
 
 use iii_protocol::api::{ErrorBody, WorkerStatus};
 use iii_protocol::exit::{ExitCause, ExitRecord};
+use iii_protocol::guest;
 use iii_protocol::shim::{MachinePhase, ShimStatus, StopMachine};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
@@ -337,18 +338,14 @@ impl WorkerState {
 
     fn prepare(&self, actor: ActorRef<WorkerMsg>, generation: u64) {
         let (config, around) = (self.args.config.clone(), self.args.around.clone());
+        let last = self.worker.record.exits.first();
+        let doubt = last.is_some_and(|exit| exit.cause.could_not_start_by(guest::ROOT_DISK));
         tokio::spawn(async move {
-            let result = match tasks::recipe(config).await {
-                Ok(recipe) => {
-                    let told = actor.clone();
-                    let progress = move |detail| {
-                        let _gone = told.cast(WorkerMsg::Progressed { generation, detail });
-                    };
-                    let image = tasks::image(recipe.image.clone(), around, progress).await;
-                    image.map(|image| (recipe, image))
-                }
-                Err(error) => Err(Failure { what: "config", error, remedy: Remedy::None }),
+            let told = actor.clone();
+            let progress = move |detail| {
+                let _gone = told.cast(WorkerMsg::Progressed { generation, detail });
             };
+            let result = tasks::prepare(config, doubt, around, progress).await;
             let _gone = actor.cast(WorkerMsg::Imaged { generation, result: Box::new(result) });
         });
     }

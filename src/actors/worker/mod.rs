@@ -16,6 +16,6 @@ mod project_watch;
 pub mod restart;
 pub mod state;
 mod step;
-mod tasks;
+pub(super) mod tasks;
 #[cfg(test)]
 pub mod tests;

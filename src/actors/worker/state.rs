@@ -355,7 +355,7 @@ pub enum Found {
 /// Why a start came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What was being done: `state`, `adopt`, `config`, `image`, `launch`.
+    /// What was being done: `state`, `adopt`, `config`, `host`, `image`, `launch`.
     pub what: &'static str,
     /// Why it failed.
     pub error: ErrorBody,

@@ -26,6 +26,8 @@ use crate::vm::spec::MachineSpec;
 
 /// How long the launcher may take to find a machine and to hear from it.
 pub(super) const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the launcher may take to look at the host.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the launcher may take to start a shim; the scratch disk is made in this time.
 pub(super) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -96,6 +98,35 @@ pub(super) async fn claim(config: WorkerConfig, kit: Kit, around: Surroundings) 
     Ok(Claimed { record, left })
 }
 
+/// All that a machine needs. `doubt` is whether the last one could not mount its root disk: that is looked at first.
+pub(super) async fn prepare(
+    config: WorkerConfig,
+    doubt: bool,
+    around: Surroundings,
+    progress: impl Fn(String) + Send,
+) -> Result<(Recipe, Image), Failure> {
+    let recipe = recipe(config).await;
+    let recipe = recipe.map_err(|error| Failure { what: "config", error, remedy: Remedy::None })?;
+    // Nobody should wait for a pull to learn that no machine can run here.
+    let host = check_host(around.launcher.clone()).await;
+    host.map_err(|error| Failure { what: "host", error, remedy: Remedy::Retry })?;
+    if doubt {
+        progress(format!("checking the root disk of {}", recipe.image));
+        let forgotten = guarded(around.images.forget_if_damaged(&recipe.image)).await;
+        forgotten.map_err(|error| Failure { what: "image", error, remedy: Remedy::Retry })?;
+    }
+    let image = image(recipe.image.clone(), around, progress).await?;
+    Ok((recipe, image))
+}
+
+/// What keeps this host from running machines.
+pub(in crate::actors) async fn check_host(launcher: Arc<dyn Launcher>) -> Result<(), ErrorBody> {
+    match timeout(CHECK_TIMEOUT, guarded(async move { launcher.check().await })).await {
+        Ok(result) => result,
+        Err(_) => Err(too_slow("looking at what this host can do", CHECK_TIMEOUT)),
+    }
+}
+
 /// What the worker is made of; a project is read for it.
 pub(super) async fn recipe(config: WorkerConfig) -> Result<Recipe, ErrorBody> {
     match tokio::task::spawn_blocking(move || plan::recipe(&config)).await {
@@ -126,7 +157,7 @@ async fn lookup(around: &Surroundings, reference: &str) -> Option<Image> {
 }
 
 /// Gets the image of `reference`; the puller is asked only for one that is not here.
-pub(super) async fn image(
+async fn image(
     reference: String,
     around: Surroundings,
     progress: impl Fn(String) + Send,

@@ -12,13 +12,14 @@ use crate::config::load;
 use crate::config::locate::STARTER;
 use crate::image::store::{ImageStore, PullPolicy, RegistrySettings};
 
-/// Brings an image here, by the daemon if there is one, and shows how far it is.
+/// Brings an image here, by the daemon if there is one, and shows how far it is. A daemon will start the worker, so it
+/// refuses at once where it cannot.
 pub(super) async fn pull(
     adding: Adding<'_>,
     reference: &str,
     printer: &mut Printer,
 ) -> Result<PulledImage, Failure> {
-    let request = PullRequest { reference: reference.to_owned(), force: adding.args.force };
+    let request = PullRequest { reference: reference.to_owned(), force: adding.args.force, to_start: true };
     let mut progress = PullProgress::new(printer.err_style);
     let pulled = match adding.daemon {
         Some(daemon) => pull_there(daemon, &request, &mut progress, printer).await,
@@ -40,7 +41,10 @@ async fn pull_there(
         match event {
             PullEvent::Done { image } => return Ok(image),
             PullEvent::Failed { error } => return Err(error.into()),
-            PullEvent::Resolved { .. } | PullEvent::Layer { .. } | PullEvent::Building { .. } => {}
+            PullEvent::Resolved { .. }
+            | PullEvent::Layer { .. }
+            | PullEvent::Checking { .. }
+            | PullEvent::Building { .. } => {}
         }
     }
     Err(ClientError::Gone("it ended during the pull".to_owned()).into())

@@ -1,5 +1,6 @@
 //! Progress of a pull: often enough to be seen moving, never so often that it costs.
 
+use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iii_protocol::api::PullEvent;
@@ -43,6 +44,16 @@ impl Events {
 
     pub(super) fn building(&self, done_bytes: u64, total_bytes: u64) {
         self.send(PullEvent::Building { done_bytes, total_bytes });
+    }
+
+    /// For a look at a whole root disk: takes how many bytes were looked at, and of how many.
+    pub(super) fn checking(self) -> impl Fn(u64, u64) + Send + 'static {
+        let throttle = OnceCell::new();
+        move |done_bytes, total_bytes| {
+            if throttle.get_or_init(|| Throttle::new(total_bytes)).passes(done_bytes) {
+                self.send(PullEvent::Checking { done_bytes, total_bytes });
+            }
+        }
     }
 
     fn send(&self, event: PullEvent) {

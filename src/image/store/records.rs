@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::checksum::checksum;
 use crate::fsutil::{
     LockError, LockFile, PathError, TEMPORARY_PREFIX, create_private_dir, sweep_prefixed, sweep_temporary,
     write_atomic_by,
@@ -30,7 +31,7 @@ use crate::image::worker_manifest::WorkerManifest;
 
 /// Version of [`ImageRecord`]; read and written by this version only. It also grows when more of an image's
 /// worker manifest is understood.
-const IMAGE_RECORD_VERSION: u32 = 2;
+const IMAGE_RECORD_VERSION: u32 = 3;
 /// Version of [`RefRecord`]; read and written by this version only.
 const REF_RECORD_VERSION: u32 = 1;
 /// Grows whenever the builder writes other bytes for the same layers: older disks are then built anew.
@@ -48,6 +49,8 @@ pub(super) struct ImageRecord {
     digest: String,
     config: ImageConfig,
     root_disk_bytes: u64,
+    /// [`checksum`] of the disk.
+    root_disk_checksum: String,
     worker_manifest: WorkerManifest,
     /// Digests of the config and the layers in `blobs/`, for whoever clears up there.
     blobs: Vec<String>,
@@ -158,24 +161,54 @@ impl Records {
         blobs: Vec<String>,
     ) -> Result<Image, PathError> {
         let (temp, root_disk) = (self.file(digest, TEMP_SUFFIX), self.file(digest, DISK_SUFFIX));
-        let durable = || -> io::Result<u64> {
+        let durable = || -> io::Result<(u64, Digest)> {
             file.sync_all()?;
+            let sum = checksum(file, &mut |_| ())?;
             fs::rename(&temp, &root_disk)?;
-            Ok(file.metadata()?.len())
+            Ok((file.metadata()?.len(), sum))
         };
-        let root_disk_bytes = durable().map_err(PathError::new("write", &root_disk))?;
+        let (root_disk_bytes, sum) = durable().map_err(PathError::new("write", &root_disk))?;
         let record = ImageRecord {
             version: IMAGE_RECORD_VERSION,
             builder: BUILDER_FORMAT,
             digest: digest.to_string(),
             config: config.clone(),
             root_disk_bytes,
+            root_disk_checksum: sum.to_string(),
             worker_manifest: worker_manifest.clone(),
             blobs,
         };
         // This also makes the rename above durable: it syncs the folder.
         write(&self.file(digest, ".json"), &record, &record_prefix(digest.hex()))?;
         Ok(Image { digest: record.digest, config, root_disk, root_disk_bytes, worker_manifest })
+    }
+
+    /// Looks whether the disk of a manifest still is what was built, and forgets the image if it is not. The disk
+    /// itself stays until another one takes its name: machines may run from it. Returns whether it was forgotten;
+    /// `false` also if there is no such image. `progress` is told how many bytes of the disk were looked at, and of how
+    /// many. Blocks, also for as long as another process makes the image.
+    pub(super) fn forget_if_damaged(
+        &self,
+        digest: &Digest,
+        progress: impl Fn(u64, u64),
+    ) -> Result<bool, LockError> {
+        if self.image(digest)?.is_none() {
+            return Ok(false);
+        }
+        let _lock = self.lock(digest)?;
+        let path = self.file(digest, ".json");
+        let Some(record) = read::<ImageRecord>(&path, IMAGE_RECORD_VERSION)? else { return Ok(false) };
+        let root_disk = self.file(digest, DISK_SUFFIX);
+        let disk = File::open(&root_disk).map_err(PathError::new("open", &root_disk))?;
+        let damage = match checksum(&disk, &mut |done| progress(done, record.root_disk_bytes)) {
+            Ok(sum) if sum.to_string() == record.root_disk_checksum => return Ok(false),
+            Ok(_) => "it is not what was built".to_owned(),
+            // The medium itself is damaged.
+            Err(error) => format!("it cannot be read: {error}"),
+        };
+        tracing::warn!("the root disk {} is damaged and will be built anew: {damage}", root_disk.display());
+        remove_if_there(&path)?;
+        Ok(true)
     }
 
     /// Removes what processes that died left of other images. Best effort: what cannot be removed harms nobody.

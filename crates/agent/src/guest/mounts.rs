@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
-use iii_protocol::guest::SCRATCH_DISK;
+use iii_protocol::guest::{ROOT_DISK, SCRATCH_DISK};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
@@ -124,10 +124,7 @@ pub(crate) fn private_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
 /// Joins root disk and scratch disk at [`ROOT`].
 pub(crate) fn join_disks(sys: &mut dyn Syscalls, lower: &str, upper: &str) -> Result<(), StartError> {
     let image = disk(lower, LOWER, "erofs", NODEV.union(MsFlags::MS_RDONLY), "");
-    sys.mount(&image).map_err(|error| {
-        failed("root disk", &image, &error)
-            .hint("the root disk is damaged: `iii worker remove` and `add` the worker to build it again")
-    })?;
+    sys.mount(&image).map_err(|error| failed(ROOT_DISK, &image, &error))?;
     // The journal is replayed here when the last run ended without a flush.
     let scratch = disk(upper, SCRATCH, "ext4", NODEV.union(MsFlags::MS_NOATIME), "noinit_itable");
     sys.mount(&scratch).map_err(|error| failed(SCRATCH_DISK, &scratch, &error))?;
@@ -137,7 +134,7 @@ pub(crate) fn join_disks(sys: &mut dyn Syscalls, lower: &str, upper: &str) -> Re
     made.map_err(|error| failed(SCRATCH_DISK, upper, &error))?;
     // Its own flag is the one that counts: what is opened through an overlay is none of the layers' mounts' business.
     let joined = overlay(ROOT, LOWER, SCRATCH, NODEV);
-    sys.mount(&joined).map_err(|error| failed("root disk", &joined, &error))
+    sys.mount(&joined).map_err(|error| failed("mounts", &joined, &error))
 }
 
 /// From the joined disks to the root that the workload sees.

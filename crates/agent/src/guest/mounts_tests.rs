@@ -164,11 +164,18 @@ fn a_kernel_without_message_queues_still_boots_and_one_without_proc_does_not() {
 
 #[test]
 fn a_disk_that_does_not_mount_says_which() {
-    let mut sys = Recorder { refuses: Some("mount ext4"), ..Recorder::default() };
-    let error = join_disks(&mut sys, "/dev/vda", "/dev/vdb").unwrap_err();
-    assert_eq!(error.what, "scratch disk");
-    assert!(error.message.starts_with("/dev/vdb on /scratch as ext4: "), "{error}");
-    assert!(error.hint.is_none(), "the host, which knows the file, says what to do");
+    for (refuses, what, message) in [
+        ("mount erofs", ROOT_DISK, "/dev/vda on /lower as erofs: "),
+        ("mount ext4", SCRATCH_DISK, "/dev/vdb on /scratch as ext4: "),
+        // Both are well then.
+        ("mount overlay", "mounts", "overlay on /root as overlay: "),
+    ] {
+        let mut sys = Recorder { refuses: Some(refuses), ..Recorder::default() };
+        let error = join_disks(&mut sys, "/dev/vda", "/dev/vdb").unwrap_err();
+        assert_eq!(error.what, what);
+        assert!(error.message.starts_with(message), "{error}");
+        assert!(error.hint.is_none(), "the host, which knows the file, says what to do");
+    }
 }
 
 /// The kernel, with memory in place of the disks (and of the host's own device folder).

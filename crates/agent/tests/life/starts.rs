@@ -155,7 +155,7 @@ fn a_plan_for_a_guest_mounts_nothing_on_a_host() {
     let mut shim = Shim::new();
     let root = RootPlan::Overlay { lower: "/dev/null".into(), upper: "/dev/null".into() };
     shim.say(KIND_PLAN, &BootPlan { root, ..boot_plan(process(&["true"])) });
-    assert_eq!(shim.hear_all().could_not_start().0, "root disk");
+    assert_eq!(shim.hear_all().could_not_start().0, "boot plan");
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub(super) struct HostState {
     /// Each request to bring a project up to date, in order.
     pub(super) resyncs: Vec<String>,
     pub(super) adopt_errors: HashMap<String, VecDeque<ErrorBody>>,
+    /// What keeps it from running machines.
+    pub(super) unable: Option<ErrorBody>,
     launching: HashSet<String>,
 }
 
@@ -241,6 +243,10 @@ impl Drop for Launching {
 }
 
 impl Launcher for FakeHost {
+    fn check(&self) -> BoxFuture<'static, Result<(), ErrorBody>> {
+        std::future::ready(self.lock().unable.clone().map_or(Ok(()), Err)).boxed()
+    }
+
     fn launch(
         &self,
         spec: MachineSpec,
@@ -306,6 +312,10 @@ pub(super) struct ImagesState {
     /// The next answers, instead of an image.
     pub(super) errors: VecDeque<ErrorBody>,
     pub(super) panics: bool,
+    /// References whose root disk is damaged.
+    pub(super) damaged: HashSet<String>,
+    /// Looks at root disks, in order.
+    pub(super) checks: Vec<String>,
     pub(super) pulls: Vec<(String, bool)>,
     pub(super) at_once: usize,
     pub(super) most_at_once: usize,
@@ -354,6 +364,16 @@ impl ImageSource for FakeImages {
             }
         }
         .boxed()
+    }
+
+    fn forget_if_damaged(&self, reference: &str) -> BoxFuture<'static, Result<bool, ErrorBody>> {
+        let mut state = self.0.lock().unwrap();
+        state.checks.push(reference.to_owned());
+        let damaged = state.damaged.remove(reference);
+        if damaged {
+            state.here.remove(reference);
+        }
+        std::future::ready(Ok(damaged)).boxed()
     }
 
     fn lookup(&self, reference: &str) -> Option<Image> {

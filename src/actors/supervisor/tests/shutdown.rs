@@ -59,7 +59,7 @@ async fn nothing_new_begins_while_the_daemon_goes_down() {
     assert_eq!(daemon.restart("b").await.unwrap_err().code, ErrorCode::ShuttingDown);
     assert_eq!(daemon.reload().await.unwrap_err().code, ErrorCode::ShuttingDown);
     let (events, mut seen) = mpsc::channel(1);
-    let request = PullRequest { reference: "r/x".into(), force: false };
+    let request = PullRequest { reference: "r/x".into(), force: false, to_start: false };
     daemon.root.cast(SupervisorMsg::Pull { request, events }).unwrap();
     let Some(PullEvent::Failed { error }) = seen.recv().await else { panic!("not refused") };
     assert_eq!(error.code, ErrorCode::ShuttingDown);

@@ -41,8 +41,15 @@ pub(super) fn no_start(spec: &ShimSpec, cause: ExitCause) -> ExitRecord {
 pub(super) fn agents_cause(spec: &ShimSpec, cause: ExitCause) -> anyhow::Result<ExitCause> {
     match cause {
         ExitCause::Exit { .. } | ExitCause::Signal { .. } | ExitCause::Oom => Ok(cause),
+        ExitCause::CouldNotStart { what, message, .. } if what == guest::ROOT_DISK => {
+            Ok(ExitCause::CouldNotStart { what, message: plain(&message), hint: Some(root_disk_hint(spec)) })
+        }
         ExitCause::CouldNotStart { what, message, .. } if what == guest::SCRATCH_DISK => {
-            Ok(ExitCause::CouldNotStart { what, message: plain(&message), hint: Some(disk_hint(spec)) })
+            Ok(ExitCause::CouldNotStart {
+                what,
+                message: plain(&message),
+                hint: Some(scratch_disk_hint(spec)),
+            })
         }
         ExitCause::CouldNotStart { what, message, hint } => Ok(ExitCause::CouldNotStart {
             what: plain(&what),
@@ -55,7 +62,15 @@ pub(super) fn agents_cause(spec: &ShimSpec, cause: ExitCause) -> anyhow::Result<
     }
 }
 
-fn disk_hint(spec: &ShimSpec) -> String {
+fn root_disk_hint(spec: &ShimSpec) -> String {
+    format!(
+        "`iii worker start {}` looks whether {} is damaged, as each next try does, and builds it again if so",
+        spec.machine.worker,
+        spec.machine.root_disk.display()
+    )
+}
+
+fn scratch_disk_hint(spec: &ShimSpec) -> String {
     let disk = spec.scratch_disk.display();
     let renew = match &spec.machine.project {
         Some(project) => {

@@ -224,8 +224,15 @@ async fn a_boot_that_fails_by_the_agents_word_has_the_consoles_last_lines() {
         }
         machine.on_frame(&exit(could_not(what))).unwrap();
         kill(&mut vmm);
-        let ExitCause::CouldNotStart { message, .. } = conclude(machine, vmm).await else { panic!() };
+        let ExitCause::CouldNotStart { message, hint, .. } = conclude(machine, vmm).await else { panic!() };
         assert!(message.starts_with("invalid argument"), "{what}: {message}");
+        let hint = hint.unwrap_or_default();
+        assert_eq!(
+            hint.starts_with("`iii worker start web` looks whether "),
+            what == "root disk",
+            "{what}: {hint}"
+        );
+        assert_eq!(hint.starts_with("`e2fsck -fy "), what == "scratch disk", "{what}: {hint}");
         assert_eq!(
             message.contains("cannot find valid erofs superblock"),
             is_with_console,
