@@ -1,9 +1,9 @@
 """Runs a command inside a worker: session.py SOCKET WORKER COMMAND... (docs/protocol.md; standard library only)."""
 import json, os, socket, struct, sys, threading
 
-OPEN, STDIN, STDIN_END, CREDIT = 1, 2, 3, 7
-STARTED, STDOUT, STDERR, END, STDIN_CLOSED = 32, 33, 34, 35, 36
-WINDOW, PIECE = 256 * 1024, 64 * 1024
+OPEN, STDIN, STDIN_END, CREDIT, STARTED, STDOUT, STDERR, END, STDIN_CLOSED = 1, 2, 3, 7, 32, 33, 34, 35, 36
+WINDOW, PIECE = 1024 * 1024, 64 * 1024
+CODES = {"detached": 0, "timed-out": 124, "could-not-start": 125, "cannot-execute": 126, "not-found": 127}
 
 path, worker, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
 line = socket.socket(socket.AF_UNIX)
@@ -11,16 +11,12 @@ line.connect(path)
 line.sendall(f"POST /v1/workers/{worker}/session HTTP/1.1\r\nHost: iii\r\n"
              "Connection: Upgrade\r\nUpgrade: iii-session/1\r\n\r\n".encode())
 reader = line.makefile("rb")
-status = reader.readline().split(b" ", 2)[1]
-length = 0
-while (header := reader.readline().strip()):
-    if header.lower().startswith(b"content-length:"):
-        length = int(header.split(b":")[1])
+status = reader.readline().split()[1]
+head = dict(header.strip().lower().split(b": ", 1) for header in iter(reader.readline, b"\r\n"))
 if status != b"101":
-    sys.exit(reader.read(length).decode())
+    sys.exit(reader.read(int(head[b"content-length"])).decode())
 
-sending, room = threading.Lock(), threading.Condition()
-credit, open_input = WINDOW, True
+sending, room, credit, open_input = threading.Lock(), threading.Condition(), WINDOW, True
 
 
 def send(kind, payload=b""):
@@ -43,7 +39,6 @@ def feed():
 
 
 send(OPEN, json.dumps({"version": 1, "task": {"kind": "exec", "argv": argv, "stdin": True}}).encode())
-taken = 0
 while True:
     size, kind = struct.unpack(">IB", reader.read(5))
     payload = reader.read(size - 1)
@@ -53,10 +48,7 @@ while True:
         stream = sys.stdout.buffer if kind == STDOUT else sys.stderr.buffer
         stream.write(payload)
         stream.flush()
-        taken += len(payload)
-        if taken >= PIECE:
-            send(CREDIT, struct.pack(">I", taken))
-            taken = 0
+        send(CREDIT, struct.pack(">I", len(payload)))
     elif kind in (CREDIT, STDIN_CLOSED):
         with room:
             credit += struct.unpack(">I", payload)[0] if kind == CREDIT else 0
@@ -64,7 +56,5 @@ while True:
             room.notify()
     elif kind == END:
         cause = json.loads(payload)["cause"]
-        codes = {"timed-out": 124, "could-not-start": 125, "cannot-execute": 126, "not-found": 127}
-        print(ascii(cause["message"]) if "message" in cause else "", end="", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(cause.get("code", 128 + cause.get("signal", 0) if "signal" in cause else codes.get(cause["kind"], 0)))
+        print(ascii(cause.get("message", ""))[1:-1], end="", file=sys.stderr)
+        os._exit(cause.get("code", CODES.get(cause["kind"], 128 + cause.get("signal", 0))))
