@@ -1,5 +1,6 @@
 //! Commands beside the workload: how soon one is done, how many at a time, how fast bytes go.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -71,7 +72,7 @@ pub(crate) struct Container(pub(crate) Crun);
 
 impl Runner for Container {
     fn exec(&self, argv: &[&str]) -> Command {
-        self.0.exec(&[], &argv.iter().map(|&word| word.to_owned()).collect::<Vec<_>>())
+        self.0.exec(&[], &argv.iter().map(OsString::from).collect::<Vec<_>>())
     }
 }
 

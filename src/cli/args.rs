@@ -243,8 +243,8 @@ pub struct ExecArgs {
     /// Who runs it; otherwise the worker's own user.
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// With a terminal, even if stdin or stdout is none; by itself only if both are.
-    #[arg(short, long, conflicts_with_all = ["no_tty", "detach"])]
+    /// With a terminal, even if stdin or stdout is none; by itself only if both are. Nothing with --detach.
+    #[arg(short, long, conflicts_with = "no_tty")]
     pub tty: bool,
     /// Without a terminal: three streams, byte for byte.
     #[arg(long)]
@@ -255,12 +255,12 @@ pub struct ExecArgs {
     /// Kill it after this time (`30s`, `5m`, `1500ms`) and exit with 124.
     #[arg(long, value_name = "DURATION", value_parser = time_limit)]
     pub timeout: Option<Duration>,
-    /// Print the session's number and leave it running, with no input and its output thrown away.
+    /// Print the session's number and leave it running, without input or terminal and its output thrown away.
     #[arg(short, long)]
     pub detach: bool,
     /// The program and its arguments; everything from here on is theirs.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    pub command: Vec<String>,
+    pub command: Vec<OsString>,
 }
 
 fn time_limit(text: &str) -> Result<Duration, String> {
@@ -389,6 +389,11 @@ mod tests {
         let habit = exec(&["-it", "web", "sh", "-c", "exit 7"]).unwrap();
         assert!(habit.tty && habit.interactive);
         assert_eq!(habit.command, ["sh", "-c", "exit 7"]);
+        for habit in ["-itd", "-dit", "-tid", "-id", "-td"] {
+            let all = exec(&[habit, "web", "true"]).unwrap();
+            let given = [(all.interactive, 'i'), (all.tty, 't'), (all.detach, 'd')];
+            assert!(given.iter().all(|&(set, flag)| set == habit.contains(flag)), "{habit}: {all:?}");
+        }
         assert_eq!(exec(&["web", "--", "-dash"]).unwrap().command, ["-dash"]);
     }
 
@@ -401,7 +406,6 @@ mod tests {
             (&["web", "--timeout", "soon", "true"], "such as 30s"),
             (&["web", "--timeout", "5", "true"], "such as 30s"),
             (&["web", "-t", "--no-tty", "true"], "--no-tty"),
-            (&["web", "-t", "-d", "true"], "--detach"),
             (&["web", "--what", "true"], "--what"),
         ] {
             let error = exec(args).unwrap_err().to_string();

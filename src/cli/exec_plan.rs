@@ -1,6 +1,7 @@
 //! From the command line and the surroundings to what the agent is asked to run: pure.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use iii_protocol::session::{Exec, Terminal, TerminalSize};
@@ -39,11 +40,12 @@ pub fn plan(
     if args.user.as_deref() == Some("") {
         return Err(Failure::usage("the user of -u is empty").hint("leave it out for the worker's own"));
     }
-    let wants_terminal =
-        args.tty || (!args.no_tty && !args.detach && here.stdin_is_terminal && here.stdout_is_terminal);
+    let on_terminal = here.stdin_is_terminal && here.stdout_is_terminal;
+    // Nobody would look at a detached one.
+    let wants_terminal = !args.detach && (args.tty || (!args.no_tty && on_terminal));
     let unknown = TerminalSize { rows: 0, columns: 0 };
     Ok(Exec {
-        argv: args.command.clone(),
+        argv: args.command.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
         env: environment(&args.env, variable)?,
         cwd: args.workdir.clone(),
         user: args.user.clone(),
@@ -53,6 +55,15 @@ pub fn plan(
         stdin: !args.detach && (wants_terminal || !here.stdin_is_null),
         timeout_ms: args.timeout.map(in_ms),
         detach: args.detach,
+    })
+}
+
+/// A word of the command line, which crosses to the machine as text.
+fn text(word: &OsStr) -> Result<String, Failure> {
+    word.to_str().map(str::to_owned).ok_or_else(|| {
+        let shown = word.as_bytes().escape_ascii();
+        Failure::usage(format!("`{shown}` is not UTF-8, as every word of the command must be"))
+            .hint("send such bytes through stdin, or have a shell make them: `sh -c 'printf \"\\377\"'`")
     })
 }
 
@@ -147,6 +158,7 @@ mod tests {
         assert_eq!(has(&["-t", "web", "sh"], at(false, false)), whole);
         assert_eq!(has(&["--no-tty", "web", "sh"], at(true, true)), None);
         assert_eq!(has(&["-d", "web", "sh"], at(true, true)), None);
+        assert_eq!(has(&["-itd", "web", "sh"], at(true, true)), None);
         let nowhere = has(&["-t", "web", "sh"], Surroundings::default()).unwrap();
         assert_eq!(nowhere.size, TerminalSize { rows: 0, columns: 0 });
     }
@@ -167,6 +179,16 @@ mod tests {
         assert!(!planned(&["web", "cat"], &null).unwrap().stdin);
         assert!(planned(&["-t", "web", "cat"], &null).unwrap().stdin);
         assert!(planned(&["web", "cat"], &Surroundings::default()).unwrap().stdin);
+    }
+
+    #[test]
+    fn a_word_that_is_no_text_is_shown_with_what_to_do_instead() {
+        let mut args = args(&["web", "cat"]);
+        args.command.push(OsString::from_vec(b"a\xff\n".to_vec()));
+        let failure = plan(&args, &Surroundings::default(), |_| None).unwrap_err();
+        assert_eq!(failure.code(), 2);
+        let told = failure.text().unwrap();
+        assert!(told.starts_with("error: `a\\xff\\n` is not UTF-8") && told.contains("stdin"), "{told}");
     }
 
     #[test]

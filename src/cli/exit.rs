@@ -92,6 +92,17 @@ impl Failure {
         self
     }
 
+    /// As [`SESSION_FAILED`] what is otherwise [`FAILED`]: in `exec` 1 is a code of the command, and of nobody else.
+    #[must_use]
+    pub fn of_session(self) -> Failure {
+        match self {
+            Failure::Told { code: FAILED, message, hint } => {
+                Failure::Told { code: SESSION_FAILED, message, hint }
+            }
+            other => other,
+        }
+    }
+
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
@@ -166,6 +177,13 @@ mod tests {
         let failure = Failure::from(body);
         assert_eq!(failure.code(), FAILED);
         assert_eq!(failure.text().unwrap(), "error: there is no worker `wbe`\n\nhint: did you mean `web`?");
+    }
+
+    #[test]
+    fn in_a_session_only_the_command_ends_with_1() {
+        let codes = [Failure::failed("x"), Failure::usage("x"), Failure::Code(1), Failure::ReaderGone]
+            .map(|failure| failure.of_session().code());
+        assert_eq!(codes, [SESSION_FAILED, USAGE, 1, OK]);
     }
 
     #[test]

@@ -7,9 +7,11 @@ pub mod context;
 pub mod copy;
 pub mod exec_plan;
 pub mod exit;
+pub mod host_side;
 pub mod loss;
 pub mod offline;
 pub mod output;
+pub mod patience;
 mod ports;
 pub mod progress;
 pub mod session;
@@ -39,9 +41,11 @@ pub fn run(daemon: RunDaemon) -> ExitCode {
     // Ends the process itself for `--help` (0) and for what it does not understand (2).
     let cli = Cli::parse();
     let mut printer = Printer::std();
+    let is_exec = matches!(&cli.command, Some(Command::Worker(WorkerCommand::Exec(_))));
     match dispatch(&cli, daemon, &mut printer) {
         Ok(()) => ExitCode::from(exit::OK),
         Err(failure) => {
+            let failure = if is_exec { failure.of_session() } else { failure };
             printer.fail(&failure);
             ExitCode::from(&failure)
         }

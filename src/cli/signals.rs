@@ -49,6 +49,15 @@ impl Signals {
             _ = self.resized.recv() => Came::Resized,
         }
     }
+
+    /// The next one that asks for something, by its number. Likewise.
+    pub async fn asked(&mut self) -> i32 {
+        loop {
+            if let Came::Asked(signal) = self.next().await {
+                return signal;
+            }
+        }
+    }
 }
 
 /// Remembers who asked when.

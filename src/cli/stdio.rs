@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use iii_protocol::session::MAX_DATA_BYTES;
@@ -13,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{fstat, makedev};
 use tokio::sync::oneshot;
 
+use super::copy::Passed;
 use crate::session::{Input, Output};
 
 /// How the copying of one stream ended.
@@ -32,9 +34,9 @@ pub fn is_null(file: impl AsFd) -> bool {
     fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFCHR && it.st_rdev == makedev(1, 3))
 }
 
-/// Sends all of `stdin` to the session and then says that this was all. The thread is never waited for: it may
-/// sit in a read for ever. An error comes if there is one; without one, nothing.
-pub fn feed(stdin: File, mut input: Input) -> io::Result<oneshot::Receiver<io::Error>> {
+/// Sends all of `stdin` to the session and then says that this was all; `passed` counts. The thread is never waited
+/// for: it may sit in a read for ever. An error comes if there is one; without one, nothing.
+pub fn feed(stdin: File, mut input: Input, passed: Passed) -> io::Result<oneshot::Receiver<io::Error>> {
     let (failed, error) = oneshot::channel();
     let run = move || {
         let mut buffer = vec![0; MAX_DATA_BYTES];
@@ -47,6 +49,7 @@ pub fn feed(stdin: File, mut input: Input) -> io::Result<oneshot::Receiver<io::E
                     if input.blocking_send(Bytes::copy_from_slice(&buffer[..read])).is_err() {
                         return;
                     }
+                    passed.fetch_add(read as u64, Ordering::Relaxed);
                 }
                 Err(e) => {
                     // No `finish`: half of an input is not to be taken for all of it.
@@ -61,9 +64,9 @@ pub fn feed(stdin: File, mut input: Input) -> io::Result<oneshot::Receiver<io::E
     Ok(error)
 }
 
-/// Writes all that the session sends to `target`, each piece at once. A slow target slows the session down. A thread
-/// is made once there is anything to write; dropping the future leaves it to itself.
-pub async fn drain(mut output: Output, target: File, name: &'static str) -> Copied {
+/// Writes all that the session sends to `target`, each piece at once; `passed` counts. A slow target slows the
+/// session down. A thread is made once there is anything to write; dropping the future leaves it to itself.
+pub async fn drain(mut output: Output, target: File, name: &'static str, passed: Passed) -> Copied {
     let Some(first) = output.next().await else { return Copied::Whole };
     let (done, copied) = oneshot::channel();
     let run = move || {
@@ -71,7 +74,10 @@ pub async fn drain(mut output: Output, target: File, name: &'static str) -> Copi
         let result = loop {
             let Some(bytes) = next else { break Copied::Whole };
             match write_all(&target, &bytes) {
-                Ok(()) => next = output.blocking_next(),
+                Ok(()) => {
+                    passed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    next = output.blocking_next();
+                }
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => break Copied::ReaderGone,
                 Err(e) => break Copied::Failed(e),
             }

@@ -6,7 +6,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use iii_protocol::session::TerminalSize;
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::libc::_POSIX_VDISABLE;
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw, tcgetattr, tcsetattr,
+};
 use terminal_size::{Height, Width, terminal_size_of};
 
 use super::exit;
@@ -16,10 +19,14 @@ static RAW: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 /// Standard input is a raw terminal as long as this lives.
 #[derive(Debug)]
-pub struct RawMode(());
+pub struct RawMode {
+    terminal: OwnedFd,
+    raw: Termios,
+}
 
 impl RawMode {
-    /// Makes standard input raw: every byte is the guest's business, Ctrl-C too. `None` if it is no terminal.
+    /// Makes standard input raw, but for Ctrl-C and Ctrl-\, which are signals for us until [`RawMode::complete`].
+    /// `None` if it is no terminal.
     pub fn enter() -> io::Result<Option<RawMode>> {
         let stdin = io::stdin();
         if !stdin.is_terminal() {
@@ -29,11 +36,20 @@ impl RawMode {
         let before = tcgetattr(&terminal)?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
+        let mut waiting = raw.clone();
+        waiting.local_flags |= LocalFlags::ISIG;
+        // Not Ctrl-Z: nobody would be left to give the terminal back.
+        waiting.control_chars[SpecialCharacterIndices::VSUSP as usize] = _POSIX_VDISABLE;
         *RAW.lock().unwrap_or_else(PoisonError::into_inner) = Some((terminal.try_clone()?, before));
         // From here on it is undone, even if this only worked in part.
-        let guard = RawMode(());
-        tcsetattr(&terminal, SetArg::TCSANOW, &raw)?;
+        let guard = RawMode { terminal, raw };
+        tcsetattr(&guard.terminal, SetArg::TCSANOW, &waiting)?;
         Ok(Some(guard))
+    }
+
+    /// From now on every key is the guest's business.
+    pub fn complete(&self) -> io::Result<()> {
+        Ok(tcsetattr(&self.terminal, SetArg::TCSANOW, &self.raw)?)
     }
 }
 

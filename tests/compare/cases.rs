@@ -1,5 +1,8 @@
 //! The cases. `dir` holds the files that `programs` writes.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
 use nix::sys::signal::Signal;
 
 use super::run::{Case, Input};
@@ -23,7 +26,7 @@ pub(super) fn all(dir: &str) -> Vec<Case> {
 }
 
 fn case(name: &'static str, argv: &[&str]) -> Case {
-    Case { name, argv: argv.iter().map(|&it| it.to_owned()).collect(), ..Case::default() }
+    Case { name, argv: argv.iter().map(OsString::from).collect(), ..Case::default() }
 }
 
 fn sh(name: &'static str, script: &str) -> Case {
@@ -165,12 +168,15 @@ fn outputs() -> Vec<Case> {
 fn arguments(dir: &str) -> Vec<Case> {
     let with = |name, many: &[String]| {
         let mut case = case(name, &["/bin/sh", "-c", "echo $# ${#1}", "sh"]);
-        case.argv.extend_from_slice(many);
+        case.argv.extend(many.iter().map(OsString::from));
         case
     };
+    let mut not_text = case("argument that is not UTF-8", &["printf", "%s"]);
+    not_text.argv.push(OsString::from_vec(b"a\xffb".to_vec()));
     let long = "x".repeat(LONG_ARGUMENT);
     vec![
         case("arguments as they are", &["printf", "[%s]", "", " ", "a  b", "$HOME", "*", "\"'\\", "\n", "é"]),
+        not_text,
         case("arguments like flags", &["printf", "%s\n", "-t", "--help", "--", "-e", "A=1"]),
         with("many arguments", &vec!["a".to_owned(); 5_000]),
         with("long argument", std::slice::from_ref(&long)),

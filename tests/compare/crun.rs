@@ -1,5 +1,6 @@
 //! A container of Debian's `crun` whose programs are this host's own, as those of the process launcher are.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
@@ -66,7 +67,7 @@ impl Crun {
     }
 
     /// `crun exec` with these options.
-    pub(crate) fn exec(&self, options: &[&str], argv: &[String]) -> Command {
+    pub(crate) fn exec(&self, options: &[&str], argv: &[OsString]) -> Command {
         let mut command = self.crun();
         command.arg("exec").args(options).arg(NAME).args(argv);
         command

@@ -130,8 +130,9 @@ fn iii(bed: &Bed, case: &Case) -> Command {
         args.push("-t");
     }
     args.extend(["web", "--"]);
-    args.extend(case.argv.iter().map(String::as_str));
-    bed.command(&args)
+    let mut command = bed.command(&args);
+    command.args(&case.argv);
+    command
 }
 
 fn differences(case: &Case, theirs: &Outcome, ours: &Outcome, folder: &Path) -> Vec<(Key, Shown)> {

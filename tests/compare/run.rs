@@ -1,5 +1,6 @@
 //! One case, run by either.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -34,7 +35,7 @@ pub(super) enum Input {
 pub(super) struct Case {
     /// Unique; rows of the table name it.
     pub(super) name: &'static str,
-    pub(super) argv: Vec<String>,
+    pub(super) argv: Vec<OsString>,
     pub(super) env: Vec<&'static str>,
     pub(super) cwd: Option<String>,
     pub(super) user: Option<&'static str>,

@@ -1,26 +1,22 @@
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
+use iii_archive::EntryPath;
 use iii_archive::name::Spelling;
-use iii_archive::read::{Malformed, ReadError};
-use iii_archive::unpack::{Fault, Problem};
-use iii_archive::{Destination, EntryPath, PackError, PackSource, Rules};
-use iii_protocol::session::{EndCause, Layout, MAX_DATA_BYTES, Task};
+use iii_protocol::session::{End, EndCause, Layout, Task};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::SignalKind;
-use tokio::task::spawn_blocking;
 
 use crate::cli::args::CpArgs;
 use crate::cli::context::Context;
-use crate::cli::copy::{Passed, Side, Sink, Spring, local_source, side};
+use crate::cli::copy::{Passed, Side, local_source, side};
 use crate::cli::exit::{Failure, of_signal};
+use crate::cli::host_side::{self, Done, Host, Work};
 use crate::cli::output::Printer;
 use crate::cli::session::{self, OpenError};
-use crate::session::{Input, Output, Session};
+use crate::cli::signals::Signals;
+use crate::session::{Ending, Lost, Output, Session};
 
 /// How long a copy takes before it is worth showing.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
@@ -31,8 +27,34 @@ const MAX_WARNING_BYTES: usize = 16 * 1024;
 
 /// `iii worker cp`.
 pub async fn cp(ctx: &Context, args: &CpArgs, printer: &mut Printer) -> Result<(), Failure> {
-    let both = (side(&args.source)?, side(&args.destination)?);
-    let (worker, task, host) = match both {
+    let (worker, task, host) = plan(args)?;
+    refuse_terminals(&host)?;
+    let mut signals =
+        Signals::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
+    let client = ctx.client();
+    let opened = tokio::select! {
+        opened = session::open(&client, &worker, task) => opened,
+        signal = signals.asked() => return Err(interrupted(signal)),
+    };
+    let session = opened.map_err(|error| match error {
+        OpenError::Client(error) => ctx.explain(error),
+        error @ OpenError::TooLarge(_) => Failure::failed(error.to_string()),
+    })?;
+    let show = printer.err_style.terminal && !args.quiet;
+    let outcome = carry(session, host, show, &mut signals).await?;
+    for warning in &outcome.warnings {
+        printer.warn(warning);
+    }
+    for line in outcome.said.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+        // From the guest: nothing of it may write to the terminal.
+        printer.warn(&format!("in `{worker}`: {}", EntryPath(line.to_vec())));
+    }
+    conclude(&worker, outcome.end, outcome.done)
+}
+
+/// The worker, what it is asked for, and what this host does meanwhile.
+fn plan(args: &CpArgs) -> Result<(String, Task, Host), Failure> {
+    Ok(match (side(&args.source)?, side(&args.destination)?) {
         (Side::Worker { .. }, Side::Worker { .. }) => {
             return Err(Failure::usage("both sides are workers").hint("copy to a folder of this host first"));
         }
@@ -64,78 +86,103 @@ pub async fn cp(ctx: &Context, args: &CpArgs, printer: &mut Printer) -> Result<(
         _ => {
             return Err(Failure::usage("neither side is a worker").hint("write one of them as WORKER:PATH"));
         }
-    };
-    let session = session::open(&ctx.client(), &worker, task).await.map_err(|error| match error {
-        OpenError::Client(error) => ctx.explain(error),
-        error @ OpenError::TooLarge(_) => Failure::failed(error.to_string()),
-    })?;
-    carry(&worker, session, host, args.quiet, printer).await
+    })
+}
+
+/// An archive is nothing to read for a person, or to type.
+fn refuse_terminals(host: &Host) -> Result<(), Failure> {
+    match host {
+        Host::ToStdout if io::stdout().is_terminal() => {
+            Err(Failure::usage("a tar stream is not written to a terminal")
+                .hint("redirect it to a file, or pipe it into `tar -t`"))
+        }
+        Host::FromStdin if io::stdin().is_terminal() => {
+            Err(Failure::usage("a tar stream is not read from a terminal")
+                .hint("redirect it from a file, or pipe `tar -c` into it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn interrupted(signal: i32) -> Failure {
+    Failure::failed("interrupted").with_code(of_signal(signal))
 }
 
 fn pack(path: String, args: &CpArgs) -> Task {
     Task::Pack { path, follow: args.follow_link }
 }
 
-/// What this host does.
-enum Host {
-    ToStdout,
-    FromStdin,
-    Pack { from: PathBuf, follow: bool },
-    Unpack { to: PathBuf, layout: iii_archive::Layout, owners: bool },
+/// How a copy ended.
+struct Outcome {
+    end: Result<End, Lost>,
+    done: Done,
+    /// What this host left out.
+    warnings: Vec<String>,
+    /// What the guest said besides, a line each.
+    said: Vec<u8>,
 }
 
-/// How the host's part went.
-enum Done {
-    /// All of it.
-    Whole,
-    /// It ended early because the other side did; that one says why.
-    Cut(Failure),
-    /// It failed by itself.
-    Failed(Failure),
-}
-
-async fn carry(
-    worker: &str,
-    session: Session,
-    host: Host,
-    quiet: bool,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
+/// Waits for both sides, or for a signal, which is an error.
+async fn carry(session: Session, host: Host, show: bool, signals: &mut Signals) -> Result<Outcome, Failure> {
     let Session { input, stdout, stderr, control: _control, started: _started, mut ending } = session;
     let passed = Passed::default();
-    let counted = passed.clone();
-    let mut work = spawn_blocking(move || work(host, input, stdout, counted));
-    let warned = tokio::spawn(collect(stderr));
-    let show = tokio::spawn(show(passed, printer.err_style.terminal && !quiet));
-    let done = tokio::select! {
-        done = &mut work => Some(done),
-        _ = tokio::signal::ctrl_c() => None,
+    let shown = tokio::spawn(show_progress(passed.clone(), show));
+    let said = tokio::spawn(collect(stderr));
+    let reads_stdin = matches!(host, Host::FromStdin);
+    let writes_files = matches!(host, Host::Unpack { .. });
+    let mut work = host_side::begin(host, input, stdout, passed)
+        .map_err(|e| Failure::failed(format!("the copy cannot begin: {e}")))?;
+    let mut went = None;
+    let end = tokio::select! {
+        end = both_ends(&mut work, &mut went, &mut ending, reads_stdin) => Ok(end),
+        signal = signals.asked() => Err(signal),
     };
-    show.abort();
+    shown.abort();
     // Its bar clears itself when the task is gone.
-    let _ = show.await;
-    let Some(done) = done else {
-        drop(ending);
-        // It sees the end of the session and takes away what is not whole.
-        let _ = work.await;
-        let code = of_signal(SignalKind::interrupt().as_raw_value());
-        return Err(Failure::failed("interrupted").with_code(code));
-    };
-    let (done, warnings) = done.map_err(|e| Failure::failed(format!("the copy failed: {e}")))?;
-    for warning in warnings {
-        printer.warn(&warning);
+    let _ = shown.await;
+    // Closes what this host gave up: the guest's words end with it.
+    drop(ending);
+    match end {
+        Ok(end) => {
+            let (done, warnings) = went.unwrap_or((Done::Whole, Vec::new()));
+            Ok(Outcome { end, done, warnings, said: said.await.unwrap_or_default() })
+        }
+        Err(signal) => {
+            if writes_files && went.is_none() {
+                // It sees the end of the session and takes away what is not whole; a second signal does not wait.
+                tokio::select! {
+                    _ = work => {}
+                    _ = signals.asked() => {}
+                }
+            }
+            Err(interrupted(signal))
+        }
     }
-    if let Done::Failed(failure) = done {
-        return Err(failure);
+}
+
+/// Waits for both sides; what this host's part came to is left in `went`. One that failed by itself has the last
+/// word: the session is then not waited for.
+async fn both_ends(
+    work: &mut Work,
+    went: &mut Option<(Done, Vec<String>)>,
+    ending: &mut Ending,
+    reads_stdin: bool,
+) -> Result<End, Lost> {
+    tokio::select! {
+        done = work => *went = Some(done),
+        // Nobody reads our standard input any more, which may stay open for ever.
+        end = ending.wait(), if reads_stdin => return end,
     }
-    let end = ending.wait().await;
-    let warned = warned.await.unwrap_or_default();
-    for line in warned.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-        // From the guest: nothing of it may write to the terminal.
-        printer.warn(&format!("in `{worker}`: {}", EntryPath(line.to_vec())));
+    match went {
+        Some((Done::Failed(_), _)) => Err(Lost::Disconnected),
+        _ => ending.wait().await,
     }
+}
+
+/// What both sides say together.
+fn conclude(worker: &str, end: Result<End, Lost>, done: Done) -> Result<(), Failure> {
     match (end.map(|end| end.cause), done) {
-        (Ok(EndCause::Exit { code: 0 }), Done::Whole) => Ok(()),
+        (_, Done::Failed(failure)) => Err(failure),
         (Ok(EndCause::CopyFailed { message, hint } | EndCause::CouldNotStart { message, hint }), _) => {
             let failure = Failure::failed(format!("in `{worker}`: {}", EntryPath(message.into_bytes())));
             Err(match hint {
@@ -143,86 +190,12 @@ async fn carry(
                 None => failure,
             })
         }
-        (_, Done::Cut(failure) | Done::Failed(failure)) => Err(failure),
+        (_, Done::Cut(failure)) => Err(failure),
+        (Ok(EndCause::Exit { code: 0 }), Done::Whole) => Ok(()),
         (Ok(cause), Done::Whole) => Err(Failure::failed(format!("the copy ended with {cause:?}"))),
         (Err(lost), Done::Whole) => Err(Failure::failed(format!("the session with `{worker}`: {lost}"))
             .hint(format!("see how it is: `iii worker status {worker}`"))),
     }
-}
-
-fn work(host: Host, input: Input, output: Output, passed: Passed) -> (Done, Vec<String>) {
-    let mut warnings = Vec::new();
-    let local = |error: String| Failure::failed(format!("on this host: {error}"));
-    let done = match host {
-        Host::ToStdout => {
-            let mut from = Spring { output, passed, rest: Bytes::new() };
-            let mut out = io::stdout().lock();
-            match io::copy(&mut from, &mut out).and_then(|_| out.flush()) {
-                Ok(()) => Done::Whole,
-                Err(error) => Done::Failed(error.into()),
-            }
-        }
-        Host::FromStdin => {
-            let mut to = BufWriter::with_capacity(MAX_DATA_BYTES, Sink { input, passed });
-            let copied = io::copy(&mut io::stdin().lock(), &mut to).map(|_| ());
-            finish(to, copied, local)
-        }
-        Host::Pack { from, follow } => {
-            let mut to = BufWriter::with_capacity(MAX_DATA_BYTES, Sink { input, passed });
-            let source = PackSource { path: &from, follow };
-            match iii_archive::pack(source, &mut to, &mut |warning| warnings.push(warning)) {
-                Ok(_) => finish(to, Ok(()), local),
-                Err(PackError::Write(error)) => finish(to, Err(error), local),
-                Err(error) => Done::Failed(local(error.to_string())),
-            }
-        }
-        Host::Unpack { to, layout, owners } => {
-            let from = Spring { output, passed, rest: Bytes::new() };
-            let to = Destination { path: &to, layout, follow: false };
-            // The archive is the guest's word: its devices and rights of others are not for this host.
-            let rules = Rules { owners, set_ids: owners, devices: false };
-            match iii_archive::unpack(from, &to, rules, &mut |warning| warnings.push(warning)) {
-                Ok(_) => Done::Whole,
-                Err(error) => {
-                    let cut = is_cut(&error.fault);
-                    let mut failure = local(error.to_string());
-                    if matches!(error.fault, Fault::Destination { problem: Problem::IsLink, .. }) {
-                        failure = failure.hint("write it with a `/` at its end if its folder is meant");
-                    }
-                    if cut { Done::Cut(failure) } else { Done::Failed(failure) }
-                }
-            }
-        }
-    };
-    (done, warnings)
-}
-
-/// Sends the end of the input if all of it was sent.
-fn finish(to: BufWriter<Sink>, copied: io::Result<()>, local: impl Fn(String) -> Failure) -> Done {
-    let (sink, copied) = match copied {
-        Ok(()) => match to.into_inner() {
-            Ok(sink) => (Some(sink), Ok(())),
-            Err(error) => (None, Err(error.into_error())),
-        },
-        Err(error) => (None, Err(error)),
-    };
-    match copied {
-        Ok(()) => {
-            // Nobody reads it any more if this fails: the end tells why.
-            let _ = sink.map(|sink| sink.input.blocking_finish());
-            Done::Whole
-        }
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Done::Cut(local("the worker takes no more of it".to_owned()))
-        }
-        Err(error) => Done::Failed(local(error.to_string())),
-    }
-}
-
-/// Whether the archive ended too early, for which the guest has the reason.
-fn is_cut(fault: &Fault) -> bool {
-    let (Fault::Archive(problem) | Fault::Entry { problem, .. } | Fault::Destination { problem, .. }) = fault;
-    matches!(problem, Problem::Empty | Problem::Read(ReadError::Malformed(Malformed::Truncated)))
 }
 
 /// What the guest says besides, as far as it is worth keeping.
@@ -236,7 +209,7 @@ async fn collect(mut stderr: Output) -> Vec<u8> {
 }
 
 /// Shows how far a copy is that takes long; until it is aborted.
-async fn show(passed: Passed, wanted: bool) {
+async fn show_progress(passed: Passed, wanted: bool) {
     if !wanted {
         return;
     }

@@ -6,24 +6,24 @@ use jiff::Timestamp;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant as Deadline, sleep_until};
+use tokio::time::Instant as Deadline;
 
 use crate::cli::args::ExecArgs;
 use crate::cli::client::ClientError;
 use crate::cli::context::Context;
+use crate::cli::copy::Passed;
 use crate::cli::exec_plan::{Surroundings, plan};
 use crate::cli::exit::{CANNOT_EXECUTE, Failure, NOT_FOUND, SESSION_FAILED, TIMED_OUT, of_signal};
 use crate::cli::loss;
 use crate::cli::offline::is_machine_running;
 use crate::cli::output::Printer;
+use crate::cli::patience::{self, Overdue, Patience, at};
 use crate::cli::session::{self, OpenError};
 use crate::cli::signals::{Came, Escalation, Signals};
 use crate::cli::stdio::{self, Copied};
 use crate::cli::terminal::{self, RawMode, Streams};
 use crate::session::{Control, Ending, Input, Lost, Session};
 
-/// How long after `--timeout` the guest may take to say so, before it is taken for hung.
-const TIMEOUT_MARGIN: Duration = Duration::from_secs(5);
 /// How long a killed session may take to say so.
 const KILL_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest text from a guest that is shown, in characters.
@@ -44,14 +44,24 @@ pub async fn exec(ctx: &Context, args: &ExecArgs, printer: &mut Printer) -> Resu
     let exec = plan(args, &here, |key| std::env::var_os(key))?;
     let begun = Timestamp::now();
     let client = ctx.client();
-    let opened = tokio::select! {
-        opened = session::open(&client, &args.name, Task::Exec(exec.clone())) => opened,
-        signal = asked(&mut signals) => return Err(Failure::Code(of_signal(signal))),
+    // The limit of a detached command is the guest's own business.
+    let mut patience = Patience::begin(args.timeout.filter(|_| !args.detach));
+    let opening = session::open(&client, &args.name, Task::Exec(exec.clone()));
+    tokio::pin!(opening);
+    let opened = loop {
+        tokio::select! {
+            opened = &mut opening => break opened,
+            signal = signals.asked() => return Err(Failure::Code(of_signal(signal))),
+            overdue = patience.overdue() => match overdue {
+                Overdue::Answer => printer.warn(&unanswered(&args.name)),
+                Overdue::End => return Err(hung(args.timeout)),
+            },
+        }
     };
     let session = opened.map_err(|error| not_opened(ctx, &args.name, error))?;
-    let running = Running::start(session, &exec, args.timeout)?;
+    let running = Running::start(session, &exec, patience)?;
     let is_raw = running.raw.is_some();
-    let (ran, result) = match running.run(&mut signals).await {
+    let (ran, result) = match running.run(args, &mut signals, printer).await {
         Ok((end, started)) => (started.is_some(), said(ctx, args, begun, end, started, printer).await),
         Err(failure) => (true, Err(failure)),
     };
@@ -85,12 +95,18 @@ fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> Failure {
     move |e| Failure::failed(format!("cannot {what}: {e}")).with_code(SESSION_FAILED)
 }
 
-async fn asked(signals: &mut Signals) -> i32 {
-    loop {
-        if let Came::Asked(signal) = signals.next().await {
-            return signal;
-        }
-    }
+fn unanswered(worker: &str) -> String {
+    format!("`{worker}` does not answer yet; Ctrl-C leaves")
+}
+
+fn hung(limit: Option<Duration>) -> Failure {
+    let limit = humantime::format_duration(limit.unwrap_or_default());
+    let margin = humantime::format_duration(patience::MARGIN);
+    Failure::failed(format!(
+        "{limit} were over, and the guest did not say within {margin} more that it ended"
+    ))
+    .hint("the session is left to the agent, which kills it")
+    .with_code(TIMED_OUT)
 }
 
 fn not_opened(ctx: &Context, name: &str, error: OpenError) -> Failure {
@@ -161,7 +177,7 @@ struct Running {
     terminal: bool,
     /// Our own terminal's raw mode; its end is restored when this is dropped.
     raw: Option<RawMode>,
-    timeout_at: Option<(Deadline, Duration)>,
+    patience: Patience,
 }
 
 /// What is known so far.
@@ -184,20 +200,16 @@ impl Progress {
 type Ended = (Result<End, Lost>, Option<Started>);
 
 impl Running {
-    fn start(session: Session, exec: &Exec, timeout: Option<Duration>) -> Result<Running, Failure> {
+    fn start(session: Session, exec: &Exec, patience: Patience) -> Result<Running, Failure> {
         let Session { input, stdout, stderr, control, started, ending } = session;
         let streams = Streams::of_process().map_err(cannot("use the standard streams"))?;
         let raw = match exec.terminal {
             Some(_) => RawMode::enter().map_err(cannot("make the terminal raw"))?,
             None => None,
         };
-        let outputs = [
-            tokio::spawn(stdio::drain(stdout, streams.stdout, "stdout")),
-            tokio::spawn(stdio::drain(stderr, streams.stderr, "stderr")),
-        ];
-        let timeout_at = timeout.filter(|_| !exec.detach).and_then(|timeout| {
-            Some((Deadline::now().checked_add(timeout)?.checked_add(TIMEOUT_MARGIN)?, timeout))
-        });
+        let drain =
+            |output, target, name| tokio::spawn(stdio::drain(output, target, name, Passed::default()));
+        let outputs = [drain(stdout, streams.stdout, "stdout"), drain(stderr, streams.stderr, "stderr")];
         Ok(Running {
             control,
             ending,
@@ -207,17 +219,21 @@ impl Running {
             outputs,
             terminal: exec.terminal.is_some(),
             raw,
-            timeout_at,
+            patience,
         })
     }
 
     /// Until the session has ended and all it wrote is written.
-    async fn run(mut self, signals: &mut Signals) -> Result<Ended, Failure> {
+    async fn run(
+        mut self,
+        args: &ExecArgs,
+        signals: &mut Signals,
+        printer: &mut Printer,
+    ) -> Result<Ended, Failure> {
         let mut known = Progress::default();
         let mut escalation = Escalation::default();
         while !known.is_over() {
             let leave_at = known.killed.map(|(_, at)| at);
-            let timeout_at = self.timeout_at.map(|(at, _)| at).filter(|_| known.end.is_none());
             let [stdout, stderr] = &mut self.outputs;
             tokio::select! {
                 // A signal that comes after the end is no longer one for the guest, and would be lost there.
@@ -225,16 +241,25 @@ impl Running {
                 started = &mut self.started, if !known.asked_started => {
                     known.asked_started = true;
                     known.started = started.ok();
-                    self.feed(known.started.is_some())?;
+                    self.begun(known.started.is_some())?;
                 }
-                end = self.ending.wait(), if known.end.is_none() => known.end = Some(end),
+                end = self.ending.wait(), if known.end.is_none() => {
+                    self.patience.ended();
+                    known.end = Some(end);
+                }
                 copied = stdout, if known.copied[0].is_none() => known.copied[0] = Some(how(copied)),
                 copied = stderr, if known.copied[1].is_none() => known.copied[1] = Some(how(copied)),
                 error = unreadable(&mut self.input_error) => {
                     return Err(cannot("read the input")(error));
                 }
                 came = signals.next() => self.came(came, &mut known, &mut escalation).await?,
-                () = at(timeout_at) => return Err(self.hung()),
+                overdue = self.patience.overdue() => match overdue {
+                    Overdue::Answer => {
+                        let cr = if self.raw.is_some() { "\r" } else { "" };
+                        printer.warn(&format!("{}{cr}", unanswered(&args.name)));
+                    }
+                    Overdue::End => return Err(hung(args.timeout)),
+                },
                 () = at(leave_at) => break,
             }
         }
@@ -254,9 +279,13 @@ impl Running {
     }
 
     /// The command runs, or never will.
-    fn feed(&mut self, runs: bool) -> Result<(), Failure> {
+    fn begun(&mut self, runs: bool) -> Result<(), Failure> {
+        self.patience.answered();
+        if let Some(raw) = self.raw.as_ref().filter(|_| runs) {
+            raw.complete().map_err(cannot("make the terminal raw"))?;
+        }
         if let Some((stdin, input)) = self.input.take().filter(|_| runs) {
-            let error = stdio::feed(stdin, input).map_err(cannot("start a thread"))?;
+            let error = stdio::feed(stdin, input, Passed::default()).map_err(cannot("start a thread"))?;
             self.input_error = Some(error);
         }
         Ok(())
@@ -280,9 +309,10 @@ impl Running {
         };
         let code = of_signal(signal);
         let leaves = [SignalKind::terminate(), SignalKind::hangup()].map(|kind| kind.as_raw_value());
-        // Nothing is left to pass it on to; or the terminal is to be given back now. What still belongs to the
-        // session is ended by the agent, once the connection is closed.
-        if known.end.is_some() || known.killed.is_some() || (self.raw.is_some() && leaves.contains(&signal)) {
+        // Nothing is there to pass it on to, yet or any more; or the terminal is to be given back now. What still
+        // belongs to the session is ended by the agent, once the connection is closed.
+        let passes = known.asked_started && known.end.is_none() && known.killed.is_none();
+        if !passes || (self.raw.is_some() && leaves.contains(&signal)) {
             return Err(Failure::Code(code));
         }
         if escalation.is_second(signal, Instant::now()) {
@@ -292,16 +322,6 @@ impl Running {
             patiently(self.control.signal(signal)).await;
         }
         Ok(())
-    }
-
-    fn hung(&self) -> Failure {
-        let limit = humantime::format_duration(self.timeout_at.map(|(_, limit)| limit).unwrap_or_default());
-        let margin = humantime::format_duration(TIMEOUT_MARGIN);
-        Failure::failed(format!(
-            "{limit} were over, and the guest did not say within {margin} more that it ended"
-        ))
-        .hint("the session is left to the agent, which kills it")
-        .with_code(TIMED_OUT)
     }
 }
 
@@ -323,13 +343,6 @@ async fn unreadable(input: &mut Option<oneshot::Receiver<io::Error>>) -> io::Err
         *input = None;
     }
     std::future::pending().await
-}
-
-async fn at(deadline: Option<Deadline>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

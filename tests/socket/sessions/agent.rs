@@ -33,12 +33,18 @@ impl Agent {
         Line { stream }
     }
 
-    /// The next session, which is for a command.
-    pub fn begin(&self) -> (Line, Exec) {
+    /// The next session, and what it is for.
+    pub fn open(&self) -> (Line, Task) {
         let mut line = self.accept();
         let open: Open = line.expect(KIND_OPEN).parse().unwrap();
         assert_eq!(open.version, VERSION);
-        let Task::Exec(exec) = open.task else { panic!("{:?}", open.task) };
+        (line, open.task)
+    }
+
+    /// The next session, which is for a command.
+    pub fn begin(&self) -> (Line, Exec) {
+        let (line, task) = self.open();
+        let Task::Exec(exec) = task else { panic!("{task:?}") };
         (line, exec)
     }
 

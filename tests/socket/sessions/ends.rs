@@ -5,6 +5,13 @@ use iii_protocol::exit::ExitCause;
 use iii_protocol::session::*;
 use jiff::Timestamp;
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal as Name;
+
 use super::{Bench, Exec, command};
 use crate::fake::{Project, exited, status};
 
@@ -137,5 +144,113 @@ async fn a_guest_that_does_not_end_in_time_is_given_up() {
     exec.left().says(124, &["1ms were over", "did not say"]);
     line.expect(KIND_STDIN_END);
     assert_eq!(line.next(), None);
+    bench.daemon.end().await;
+}
+
+/// What a guest that is paused or dead looks like, and a daemon that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_answer_is_told_of_once_and_can_be_left() {
+    let bench = Bench::new().await;
+    let mut waiting = Vec::new();
+    let mut lines = Vec::new();
+    for _ in 0..2 {
+        waiting.push(bench.exec(&["web", "probe"]));
+        lines.push(bench.agent.begin().0);
+    }
+    let (project, daemon) = silent_daemon();
+    waiting.push(Exec::spawn(command(&project, &["web", "probe"])));
+    let unheard = daemon.accept().unwrap();
+    for exec in &mut waiting {
+        let mut said = String::new();
+        BufReader::new(exec.child.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "warning: `web` does not answer yet; Ctrl-C leaves\n");
+    }
+    // One that answers after all is as any other.
+    lines[0].tell(KIND_STARTED, &Started { session: 1, pid: 2 });
+    lines[0].expect(KIND_STDIN_END);
+    lines[0].exit(7);
+    waiting.remove(0).left().is(7, "", "");
+    for exec in waiting {
+        exec.signal(Name::SIGINT);
+        exec.left().is(130, "", "");
+    }
+    drop(unheard);
+    bench.daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_limit_is_kept_though_nobody_answers() {
+    let bench = Bench::new().await;
+    let limit = ["--timeout", "1ms", "web", "sleep"];
+    let unanswered = bench.exec(&limit);
+    let (mut line, _) = bench.agent.begin();
+    let (project, daemon) = silent_daemon();
+    let unheard = Exec::spawn(command(&project, &limit));
+    let _held = daemon.accept().unwrap();
+    for exec in [unanswered, unheard] {
+        exec.left().says(124, &["1ms were over", "did not say"]);
+    }
+    assert_eq!(line.next(), None);
+    bench.daemon.end().await;
+}
+
+/// A socket where the daemon's should be.
+fn silent_daemon() -> (Project, UnixListener) {
+    let project = Project::new("workers:\n  - name: web\n    image: redis:7\n");
+    let socket = project.ctx.home.daemon_socket(&project.ctx.project);
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let listener = UnixListener::bind(socket).unwrap();
+    (project, listener)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_none_ends_with_125() {
+    let (project, daemon) = silent_daemon();
+    for (answer, told) in [
+        ("", "the daemon went away"),
+        ("nonsense\r\n\r\n", "the daemon went away"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "the daemon's answer cannot be read"),
+        ("HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\noops", "the daemon's answer cannot be read"),
+    ] {
+        let exec = Exec::spawn(command(&project, &["web", "ls"]));
+        let (mut stream, _) = daemon.accept().unwrap();
+        read_head(&mut stream);
+        stream.write_all(answer.as_bytes()).unwrap();
+        drop(stream);
+        exec.left().says(125, &[told]);
+    }
+}
+
+fn read_head(stream: &mut UnixStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_on_this_side_ends_with_125_too() {
+    let bench = Bench::new().await;
+    let mut command = bench.command(&["-d", "web", "probe"]);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    let exec = Exec::spawn(command);
+    let (mut line, _) = bench.agent.run();
+    line.end(EndCause::Detached);
+    exec.left().says(125, &["cannot write the output"]);
+
+    let plain = bench.command(&["web", "probe"]);
+    let mut command = Command::new("sh");
+    let nowhere = "mkdir gone && cd gone && rmdir ../gone && exec \"$@\"";
+    command.args(["-c", nowhere, "sh"]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(bench.project.ctx.config.parent().unwrap());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Exec::spawn(command).left().says(125, &["the current folder cannot be found"]);
+    let mut command = bench.command(&["web", "probe"]);
+    command.stdin(File::open("/proc/self").unwrap());
+    let exec = Exec::spawn(command);
+    let _line = bench.agent.run();
+    exec.left().says(125, &["cannot read the input"]);
     bench.daemon.end().await;
 }

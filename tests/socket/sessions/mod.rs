@@ -1,6 +1,7 @@
-//! `iii worker exec` as a process of its own, the real edge, and an agent that does as it is told.
+//! `iii worker exec` and `cp` as processes of their own, the real edge, and an agent that does as it is told.
 
 mod agent;
+mod copies;
 mod edge;
 mod ends;
 mod pipes;
@@ -37,15 +38,24 @@ impl Bench {
         command(&self.project, args)
     }
 
+    /// `iii worker cp`, likewise.
+    fn copy(&self, from: &str, to: &str) -> Command {
+        worker_command(&self.project, "cp", &[from, to])
+    }
+
     fn exec(&self, args: &[&str]) -> Exec {
         Exec::spawn(self.command(args))
     }
 }
 
 fn command(project: &Project, args: &[&str]) -> Command {
+    worker_command(project, "exec", args)
+}
+
+fn worker_command(project: &Project, verb: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iii"));
     command
-        .args(["worker", "exec"])
+        .args(["worker", verb])
         .args(args)
         .env("III_HOME", project.ctx.home.root())
         .env("III_CONFIG_PATH", &project.ctx.config)

@@ -1,7 +1,10 @@
 //! Signals to the CLI.
 
+use std::io::Write as _;
+
 use iii_protocol::session::*;
 use nix::sys::signal::Signal as Name;
+use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 
 use super::Bench;
 
@@ -55,15 +58,42 @@ async fn a_killed_cli_is_a_closed_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_before_the_session_has_begun_ends_the_cli() {
+async fn a_signal_before_the_command_has_begun_ends_the_cli() {
     let bench = Bench::new().await;
-    let exec = bench.exec(&["web", "probe"]);
-    // Not answered: the agent says neither STARTED nor END, and the second one is for that.
-    let (mut line, _) = bench.agent.begin();
-    exec.signal(Name::SIGINT);
-    line.expect_signal(2);
-    exec.signal(Name::SIGINT);
-    line.expect(KIND_KILL);
-    exec.left().is(130, "", "");
+    for signal in [Name::SIGINT, Name::SIGTERM, Name::SIGHUP, Name::SIGQUIT] {
+        let exec = bench.exec(&["web", "probe"]);
+        // Not answered: the agent says neither STARTED nor END.
+        let (mut line, _) = bench.agent.begin();
+        exec.signal(signal);
+        exec.left().is(128 + signal as i32, "", "");
+        assert_eq!(line.next(), None);
+    }
+    bench.daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_c_on_a_terminal_leaves_a_command_that_has_not_begun() {
+    let bench = Bench::new().await;
+    let size = PtySize { rows: 24, cols: 80, pixel_width: 0, pixel_height: 0 };
+    let pair = native_pty_system().openpty(size).unwrap();
+    let before = pair.master.get_termios().unwrap();
+    let plain = bench.command(&["web", "sh"]);
+    let mut command = CommandBuilder::new(plain.get_program());
+    command.args(plain.get_args());
+    for (key, value) in plain.get_envs() {
+        command.env(key, value.unwrap());
+    }
+    let mut child = pair.slave.spawn_command(command).unwrap();
+    let mut keys = pair.master.take_writer().unwrap();
+    let (mut line, asked) = bench.agent.begin();
+    assert!(asked.terminal.is_some());
+    // Raw by then, and nevertheless left.
+    while pair.master.get_termios().unwrap() == before {
+        tokio::task::yield_now().await;
+    }
+    keys.write_all(b"\x03").unwrap();
+    assert_eq!(child.wait().unwrap().exit_code(), 130);
+    assert_eq!(line.next(), None);
+    assert_eq!(pair.master.get_termios().unwrap(), before, "the terminal is as it was before");
     bench.daemon.end().await;
 }
