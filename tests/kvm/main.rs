@@ -11,6 +11,7 @@ mod projects;
 #[path = "../scenarios/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;
+mod sessions;
 #[path = "../support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "all test binaries share it, and each uses a part")]
 mod support;

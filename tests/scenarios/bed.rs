@@ -359,6 +359,8 @@ pub fn shell_layer() -> TestLayer {
         "reboot",
         "sha256sum",
         "getopt",
+        "setsid",
+        "chown",
         "od",
     ] {
         tree = tree.symlink(&format!("bin/{applet}"), "busybox");

@@ -1,12 +1,16 @@
 //! `iii worker cp`: bytes, modes and links both ways, and nothing outside of the destination.
 
 use std::fs::{self, Permissions};
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::Stdio;
 
 use iii_protocol::api::Phase;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::bed::{Bed, Daemon};
+use super::exec::Person;
 use super::lifecycle::SERVE;
 
 /// A worker with an empty folder in it.
@@ -116,6 +120,53 @@ fn tar_streams_go_through_stdin_and_stdout() {
     let status = there.bed.command(&["worker", "cp", "-", &there.path("/to")]).stdin(input).status().unwrap();
     assert!(status.success());
     assert_eq!(there.sh("cat $0/to/from/file"), "inside\n");
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing_that_is_not_whole() {
+    let there = There::new();
+    let file = there.local("file");
+    fs::write(&file, vec![b'x'; 1 << 20]).unwrap();
+    let tar =
+        std::process::Command::new("tar").args(["-c", "file"]).current_dir(there.bed.project()).output();
+    let archive = tar.unwrap().stdout;
+    let mut child = there.bed.command(&["worker", "cp", "-", &there.path("/")]);
+    let mut child = child.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&archive[..archive.len() / 2]).unwrap();
+    there.bed.until("the copy has begun", || !there.sh("ls -A $0").is_empty());
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "error: interrupted\n");
+    there.bed.until("nothing of it is left", || there.sh("ls -A $0").is_empty());
+    drop(stdin);
+}
+
+#[test]
+fn a_refused_stream_ends_though_it_could_go_on() {
+    let there = There::new();
+    let mut child = there.bed.command(&["worker", "cp", "-", &there.path("/missing")]);
+    let mut child = child.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.starts_with("error: in `web`: ") && told.contains("/missing"), "{told}");
+    drop(stdin);
+}
+
+#[test]
+fn no_archive_goes_to_a_terminal_or_comes_from_one() {
+    let there = There::new();
+    for (from, to, told) in [
+        (there.path("/"), "-".to_owned(), "error: a tar stream is not written to a terminal\r\n\r\nhint: "),
+        ("-".to_owned(), there.path("/"), "error: a tar stream is not read from a terminal\r\n\r\nhint: "),
+    ] {
+        let (code, shown) = Person::sits_at(&there.bed, &["worker", "cp", &from, &to], &[]).leaves();
+        assert_eq!(code, 2, "{shown}");
+        assert!(shown.starts_with(told), "{shown:?}");
+    }
 }
 
 #[test]

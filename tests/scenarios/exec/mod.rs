@@ -1,10 +1,13 @@
 //! `iii worker exec`: what a person and a script may trust.
 
+mod leftovers;
 mod pipes;
 mod signals;
 mod terminal;
 
 use iii_protocol::api::Phase;
+
+pub(super) use terminal::Person;
 
 use super::bed::{Bed, Daemon};
 use super::lifecycle::SERVE;

@@ -47,6 +47,26 @@ fn streams_are_apart_and_byte_exact_and_the_surroundings_as_asked() {
 }
 
 #[test]
+fn variables_are_given_and_taken_from_the_caller() {
+    let (bed, _daemon) = web();
+    let args =
+        ["worker", "exec", "-e", "TAKEN", "-e", "NOT_SET", "-e", "GIVEN=1", "web", "--", "/bin/sh", "-c"];
+    let mut command = bed.command(&args);
+    command.arg("echo \"$TAKEN, ${NOT_SET-not set}, $GIVEN, ${OTHER-not taken}\"");
+    command.env("TAKEN", "from \u{e9} here").env("OTHER", "x").env_remove("NOT_SET");
+    let output = command.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from \u{e9} here, not set, 1, not taken\n");
+}
+
+#[test]
+fn docker_habits_are_taken() {
+    let (bed, _daemon) = web();
+    let printed = bed.ok(&["worker", "exec", "-itd", "web", "/bin/sh", "-c", "exec sleep 1000"]);
+    assert!(printed.trim().parse::<u64>().is_ok_and(|number| number > 0), "{printed:?}");
+    assert_eq!(bed.ok(&["worker", "exec", "-i", "web", "echo", "-it"]), "-it\n");
+}
+
+#[test]
 fn sixty_four_mebibytes_of_input_arrive() {
     let (bed, _daemon) = web();
     let mut file = tempfile::tempfile().unwrap();

@@ -17,7 +17,7 @@ use super::web;
 type Shown = Arc<(Mutex<Vec<u8>>, Condvar)>;
 
 /// A command on a terminal of its own, with somebody who looks at it.
-struct Person {
+pub(in super::super) struct Person {
     master: Box<dyn MasterPty + Send>,
     /// Held open, so that the terminal outlives the command.
     slave: Box<dyn SlavePty + Send>,
@@ -36,13 +36,18 @@ fn size(rows: u16, cols: u16) -> PtySize {
 }
 
 impl Person {
+    /// At `iii worker exec` with these arguments.
     fn runs(bed: &Bed, args: &[&str], env: &[(&str, &str)]) -> Person {
+        Person::sits_at(bed, &[&["worker", "exec"], args].concat(), env)
+    }
+
+    /// At `iii` with these arguments.
+    pub(in super::super) fn sits_at(bed: &Bed, args: &[&str], env: &[(&str, &str)]) -> Person {
         let pair = native_pty_system().openpty(size(33, 101)).unwrap();
         let modes_before = format!("{:?}", pair.master.get_termios().unwrap());
         let mut reader = pair.master.try_clone_reader().unwrap();
         let keys = pair.master.take_writer().unwrap();
-        let child =
-            pair.slave.spawn_command(on_terminal(&bed.command(&[&["worker", "exec"], args].concat()), env));
+        let child = pair.slave.spawn_command(on_terminal(&bed.command(args), env));
         let shown = Shown::default();
         let to = shown.clone();
         let reader = std::thread::spawn(move || {
@@ -97,7 +102,7 @@ impl Person {
     }
 
     /// The exit code and all that was shown. The terminal is as it was before.
-    fn leaves(mut self) -> (u32, String) {
+    pub(in super::super) fn leaves(mut self) -> (u32, String) {
         let code = self.child.wait().unwrap().exit_code();
         assert_eq!(self.modes(), self.modes_before, "the terminal is as it was before");
         // The keys stay until all was seen: they type a last line when they are dropped.
@@ -195,6 +200,36 @@ fn the_command_sees_each_new_size() {
     person.types("\x03");
     let (code, shown) = person.leaves();
     assert_eq!(code, 130, "{shown}");
+}
+
+#[test]
+fn full_screen_programs_draw_take_keys_and_leave() {
+    let (bed, _daemon) = web();
+    let name = bed.home().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let file = format!("/tmp/screen-{name}");
+    let run = |program: &[&str]| {
+        Person::runs(&bed, &[&["web", "--", "busybox"], program].concat(), &[("TERM", "xterm")])
+    };
+    let mut vi = run(&["vi", &file]);
+    // A line is drawn below the last of the text, up to the one that is kept for commands.
+    vi.sees("\x1b[32;1H~");
+    vi.types("ione two\rthree\x1b");
+    vi.sees("three");
+    vi.types("1Gdw:wq\r");
+    assert_eq!(vi.leaves().0, 0);
+    assert_eq!(bed.ok(&["worker", "exec", "web", "--", "cat", &file]), "two\nthree\n");
+
+    let mut less = run(&["less", &file]);
+    less.sees("three");
+    less.types("q");
+    assert_eq!(less.leaves().0, 0);
+    bed.ok(&["worker", "exec", "web", "--", "rm", &file]);
+
+    let mut top = run(&["top"]);
+    top.sees("Load average:");
+    top.sees("COMMAND");
+    top.types("q");
+    assert_eq!(top.leaves().0, 0);
 }
 
 #[test]
