@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::launcher::{MACHINE_QUEUE, Machine, MachineCommand};
-use super::shim::{EXIT_FILE, SHIM_LOCK};
+use super::shim::{EXIT_FILE, SHIM_LOCK, remove_sockets};
 use super::wire::{FrameReader, write_frame};
 use crate::fsutil::LockFile;
 use crate::logs::disk::{self, DiskQuery};
@@ -133,10 +133,14 @@ async fn finish(status: ShimStatus, events: &mpsc::Sender<ShimStatus>) {
     let _ = events.send(status).await;
 }
 
-/// The link ended without a last word: look for it on disk, else the shim was killed.
+/// The link ended without a last word: look for it on disk, else the shim was killed, and its sockets are still there.
 async fn lost(target: &LinkTarget, last: Option<ShimStatus>) -> ShimStatus {
-    let lock = target.run_dir.join(SHIM_LOCK);
-    let gone = tokio::task::spawn_blocking(move || LockFile::acquire(&lock).is_ok());
+    let run_dir = target.run_dir.clone();
+    let gone = tokio::task::spawn_blocking(move || {
+        let lock = LockFile::acquire(&run_dir.join(SHIM_LOCK));
+        // Held meanwhile: the next shim makes its own.
+        lock.map(|_held| remove_sockets(&run_dir)).is_ok()
+    });
     if !matches!(timeout(SHIM_EXIT_LIMIT, gone).await, Ok(Ok(true))) {
         tracing::warn!(worker = target.worker, "the shim closed its link but is still there");
     }

@@ -23,7 +23,7 @@ use super::daemon_link::{self, FromDaemon, LinkContext};
 use super::network::{MachineNetwork, guest_network};
 use super::output::Output;
 use super::spawn::spawn_vmm;
-use super::{Places, ShimSpec};
+use super::{Places, ShimSpec, remove_sockets};
 use crate::vm::krun::{ROOT_DISK_DEVICE, SCRATCH_DISK_DEVICE};
 use crate::vm::wire::{FrameReader, write_frame};
 
@@ -96,6 +96,7 @@ pub(super) async fn run(
         Err(cause) => {
             tracing::error!(?cause, "there is no machine");
             let exit = no_start(&spec, cause);
+            remove_sockets(&spec.run_dir);
             let written = write_last_word(&spec, &exit);
             publish_end(&status, &output, exit);
             // The last word is on disk; a daemon that does not read it now finds it there.
@@ -147,6 +148,8 @@ pub(super) async fn run(
         machine.on_news(&line, network.refused());
     }
     drop(network);
+    // Before the end is told: after that nobody looks for what a shim leaves that is killed on its way out.
+    remove_sockets(&machine.spec.run_dir);
     let written = machine.conclude(vmm_ended.context("the VMM has not ended")?).await;
     drop(machine);
     // As above: whoever is too slow finds everything on disk. If the disk would not take it, this is the

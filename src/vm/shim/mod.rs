@@ -25,7 +25,7 @@ mod spawn;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -59,6 +59,14 @@ pub const SESSION_SOCKET: &str = "session.sock";
 pub(super) const ENGINE_SOCKET: &str = "engine.sock";
 /// Sockets of the run folder: what the longest of their paths decides, and what a killed shim leaves.
 pub(super) const SOCKETS: [&str; 4] = [SHIM_SOCKET, AGENT_SOCKET, SESSION_SOCKET, ENGINE_SOCKET];
+
+/// Takes the sockets of a machine that has ended out of its run folder. The caller holds the folder's lock.
+pub(super) fn remove_sockets(run_dir: &Path) {
+    for socket in SOCKETS {
+        // Gone already is as good.
+        let _ = fs::remove_file(run_dir.join(socket));
+    }
+}
 
 /// First frame of the birth link: the machine and its places.
 #[derive(Debug, Serialize, Deserialize)]
@@ -156,10 +164,7 @@ async fn start() -> anyhow::Result<()> {
             machine::could_not_start(&spec, &error).and(Err(error))
         }
     };
-    for socket in SOCKETS {
-        // Gone already is as good.
-        let _ = fs::remove_file(run_dir.join(socket));
-    }
+    remove_sockets(&run_dir);
     drop(lock);
     result
 }
