@@ -11,6 +11,7 @@ mod scenarios;
 #[path = "../support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "all test binaries share it, and each uses a part")]
 mod support;
+mod tls;
 
 /// This tier.
 const TIER: scenarios::Tier = scenarios::Tier {

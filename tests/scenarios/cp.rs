@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bed::{Bed, Daemon};
-use super::exec::Person;
+use super::person::Person;
 use super::lifecycle::SERVE;
 
 /// A worker with an empty folder in it.
@@ -163,7 +163,7 @@ fn no_archive_goes_to_a_terminal_or_comes_from_one() {
         (there.path("/"), "-".to_owned(), "error: a tar stream is not written to a terminal\r\n\r\nhint: "),
         ("-".to_owned(), there.path("/"), "error: a tar stream is not read from a terminal\r\n\r\nhint: "),
     ] {
-        let (code, shown) = Person::sits_at(&there.bed, &["worker", "cp", &from, &to], &[]).leaves();
+        let (code, shown) = Person::runs(&there.bed, &["worker", "cp", &from, &to], &[]).leaves();
         assert_eq!(code, 2, "{shown}");
         assert!(shown.starts_with(told), "{shown:?}");
     }

@@ -8,8 +8,7 @@ use super::bed::{Bed, shell_layer};
 use crate::support::registry::image;
 
 /// A workload that says a word and stays until it is told to go.
-pub(super) const SERVE: &str =
-    "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+pub const SERVE: &str = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
 
 #[test]
 fn a_worker_is_added_without_a_daemon_and_runs_when_one_starts() {

@@ -14,12 +14,16 @@ mod failures;
 mod lifecycle;
 mod logs;
 mod network;
+mod person;
 mod power;
 mod project;
 mod reload;
 mod restart;
+mod terminal;
 
 #[allow(unused_imports, reason = "two tiers share it, and each uses a part")]
 pub use bed::{Bed, Daemon, Tier, shell_layer};
+#[allow(unused_imports, reason = "likewise")]
+pub use lifecycle::SERVE;
 #[allow(unused_imports, reason = "likewise")]
 pub use project::Local;

@@ -11,6 +11,37 @@ fn list(bed: &Bed) -> WorkerList {
     serde_json::from_str(&bed.get("/v1/workers").unwrap()).unwrap()
 }
 
+fn names(bed: &Bed) -> Vec<String> {
+    list(bed).workers.into_iter().map(|worker| worker.name).collect()
+}
+
+/// What is promised of an edit, and of how many it is measured: on a busy machine a single one may be late.
+const REFLECTED: Duration = Duration::from_secs(1);
+const EDITS: usize = 9;
+
+#[test]
+fn list_reflects_an_edit_within_a_second() {
+    let bed = Bed::new();
+    // Nothing is to be started: only the list counts here.
+    let reference = bed.registry.reference("never-pushed:latest");
+    let _daemon = bed.daemon();
+    let mut taken = Vec::new();
+    for edit in 0..EDITS {
+        let wanted: Vec<_> = (0..=edit % 3).map(|n| format!("w{edit}-{n}")).collect();
+        bed.configure(&wanted.iter().map(|name| bed.entry(name, &reference, &[])).collect::<Vec<_>>());
+        let edited = Instant::now();
+        bed.until("list shows the edit and nothing else", || {
+            let list: WorkerList = serde_json::from_str(&bed.ok(&["worker", "list", "--json"])).unwrap();
+            list.workers.iter().map(|worker| &worker.name).eq(&wanted)
+        });
+        taken.push(edited.elapsed());
+    }
+    taken.sort_unstable();
+    // An emulated host is slower than any promise.
+    let in_time = taken[EDITS / 2] < REFLECTED;
+    assert!(in_time || !bed.is_process_tier(), "half of the edits took longer: {taken:?}");
+}
+
 #[test]
 fn an_edit_starts_what_is_new_stops_what_is_gone_and_restarts_only_what_changed() {
     let bed = Bed::new();
@@ -27,15 +58,10 @@ fn an_edit_starts_what_is_new_stops_what_is_gone_and_restarts_only_what_changed(
         entry("changed", &["config: { A: b }"]),
         entry("new", &[]),
     ]);
-    let edited = Instant::now();
-    bed.until("list shows the edit", || {
-        let names: Vec<_> = list(&bed).workers.into_iter().map(|w| w.name).collect();
-        names.contains(&"new".to_owned())
-    });
-    assert!(edited.elapsed() < bed.patience() / 5);
+    bed.until("list shows the edit", || names(&bed).contains(&"new".to_owned()));
     bed.wait_phase("new", Phase::Running);
     bed.wait("changed", "restarted", |status| status.generation == 2 && status.phase == Phase::Running);
-    bed.until("the one that is gone is not listed", || !list(&bed).workers.iter().any(|w| w.name == "gone"));
+    bed.until("the one that is gone is not listed", || !names(&bed).contains(&"gone".to_owned()));
     let after = bed.status("same").unwrap();
     assert_eq!((after.generation, after.vmm_pid), (before.generation, before.vmm_pid), "left alone");
 }

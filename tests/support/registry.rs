@@ -6,6 +6,7 @@
 
 mod images;
 mod server;
+pub(crate) mod tls;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
@@ -126,6 +127,15 @@ impl State {
 impl Registry {
     /// Starts an empty registry on a free port of 127.0.0.1.
     pub(crate) fn start() -> Registry {
+        Registry::start_as(None)
+    }
+
+    /// Likewise, but it speaks TLS as [`tls::NAME`], and is reached through the proxy at its address (`HTTPS_PROXY`).
+    pub(crate) fn start_tls(certificate: tls::Certificate) -> Registry {
+        Registry::start_as(Some(certificate))
+    }
+
+    fn start_as(certificate: Option<tls::Certificate>) -> Registry {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind loopback");
         listener.set_nonblocking(true).expect("non-blocking listener");
         let address = listener.local_addr().expect("local address");
@@ -133,7 +143,7 @@ impl Registry {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("test-registry".into()).spawn({
             let state = state.clone();
-            move || server::run(listener, address, state, stopped)
+            move || server::run(listener, certificate, address, state, stopped)
         });
         Registry { address, state, stop: Some(stop), thread: Some(thread.expect("start a thread")) }
     }

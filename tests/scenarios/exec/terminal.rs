@@ -1,140 +1,24 @@
 //! `exec` on a terminal: what a person sees, and the terminal they get back.
 
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::io::Write as _;
+use std::process::Stdio;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, SlavePty, native_pty_system};
+use nix::sys::signal::Signal;
 
 use super::super::bed::Bed;
+use super::super::person::{Person, size};
 use super::web;
 
-/// What a terminal has shown so far.
-type Shown = Arc<(Mutex<Vec<u8>>, Condvar)>;
-
-/// A command on a terminal of its own, with somebody who looks at it.
-pub(in super::super) struct Person {
-    master: Box<dyn MasterPty + Send>,
-    /// Held open, so that the terminal outlives the command.
-    slave: Box<dyn SlavePty + Send>,
-    keys: Box<dyn Write + Send>,
-    child: Box<dyn Child + Send + Sync>,
-    shown: Shown,
-    reader: JoinHandle<()>,
-    /// Up to where it was looked at.
-    looked_at: usize,
-    modes_before: String,
-    patience: Duration,
-}
-
-fn size(rows: u16, cols: u16) -> PtySize {
-    PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }
-}
-
-impl Person {
-    /// At `iii worker exec` with these arguments.
-    fn runs(bed: &Bed, args: &[&str], env: &[(&str, &str)]) -> Person {
-        Person::sits_at(bed, &[&["worker", "exec"], args].concat(), env)
-    }
-
-    /// At `iii` with these arguments.
-    pub(in super::super) fn sits_at(bed: &Bed, args: &[&str], env: &[(&str, &str)]) -> Person {
-        let pair = native_pty_system().openpty(size(33, 101)).unwrap();
-        let modes_before = format!("{:?}", pair.master.get_termios().unwrap());
-        let mut reader = pair.master.try_clone_reader().unwrap();
-        let keys = pair.master.take_writer().unwrap();
-        let child = pair.slave.spawn_command(on_terminal(&bed.command(args), env));
-        let shown = Shown::default();
-        let to = shown.clone();
-        let reader = std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // An error is how a terminal tells that nobody has its other end open.
-            while let Ok(read @ 1..) = reader.read(&mut buffer) {
-                to.0.lock().unwrap().extend_from_slice(&buffer[..read]);
-                to.1.notify_all();
-            }
-        });
-        Person {
-            master: pair.master,
-            slave: pair.slave,
-            keys,
-            child: child.unwrap(),
-            shown,
-            reader,
-            looked_at: 0,
-            modes_before,
-            patience: bed.patience(),
-        }
-    }
-
-    /// Waits until the screen shows this, behind what it showed the last time.
-    fn sees(&mut self, text: &str) {
-        let deadline = Instant::now() + self.patience;
-        let mut shown = self.shown.0.lock().unwrap();
-        loop {
-            let new = &shown[self.looked_at..];
-            if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
-                self.looked_at += at + text.len();
-                return;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "never saw {text:?}: {:?}", String::from_utf8_lossy(&shown));
-            shown = self.shown.1.wait_timeout(shown, left).unwrap().0;
-        }
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).unwrap();
-        self.keys.flush().unwrap();
-    }
-
-    fn modes(&self) -> String {
-        format!("{:?}", self.master.get_termios().unwrap())
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.process_id().unwrap()).unwrap();
-        kill(Pid::from_raw(pid), signal).unwrap();
-    }
-
-    /// The exit code and all that was shown. The terminal is as it was before.
-    pub(in super::super) fn leaves(mut self) -> (u32, String) {
-        let code = self.child.wait().unwrap().exit_code();
-        assert_eq!(self.modes(), self.modes_before, "the terminal is as it was before");
-        // The keys stay until all was seen: they type a last line when they are dropped.
-        drop(self.slave);
-        self.reader.join().unwrap();
-        let shown = self.shown.0.lock().unwrap();
-        (code, String::from_utf8_lossy(&shown).into_owned())
-    }
-}
-
-/// The same command for a terminal.
-fn on_terminal(command: &Command, more: &[(&str, &str)]) -> CommandBuilder {
-    let mut other = CommandBuilder::new(command.get_program());
-    other.args(command.get_args());
-    other.cwd(command.get_current_dir().unwrap());
-    for (key, value) in command.get_envs() {
-        match value {
-            Some(value) => other.env(key, value),
-            None => other.env_remove(key),
-        }
-    }
-    for (key, value) in more {
-        other.env(key, value);
-    }
-    other
+/// Somebody who types `iii worker exec ...`.
+fn exec(bed: &Bed, args: &[&str], env: &[(&str, &str)]) -> Person {
+    Person::runs(bed, &[&["worker", "exec"], args].concat(), env)
 }
 
 #[test]
 fn who_sits_at_a_terminal_gets_one() {
     let (bed, _daemon) = web();
     let script = "test -t 0 && test -t 1 && test -t 2 && echo \"all $TERM\"; tty; stty size; exit 7";
-    let person = Person::runs(&bed, &["web", "--", "/bin/sh", "-c", script], &[("TERM", "screen-256color")]);
+    let person = exec(&bed, &["web", "--", "/bin/sh", "-c", script], &[("TERM", "screen-256color")]);
     let (code, shown) = person.leaves();
     assert_eq!(code, 7, "{shown}");
     let lines: Vec<_> = shown.split("\r\n").collect();
@@ -146,7 +30,7 @@ fn who_sits_at_a_terminal_gets_one() {
 fn who_does_not_want_a_terminal_gets_pipes() {
     let (bed, _daemon) = web();
     let script = "for i in 0 1 2; do test -t $i && echo $i is one; done; echo none; exit 3";
-    let person = Person::runs(&bed, &["--no-tty", "web", "--", "/bin/sh", "-c", script], &[]);
+    let person = exec(&bed, &["--no-tty", "web", "--", "/bin/sh", "-c", script], &[]);
     assert_eq!(person.leaves(), (3, "none\r\n".to_owned()));
 }
 
@@ -173,7 +57,7 @@ fn a_terminal_may_be_asked_for_with_redirected_input() {
 #[test]
 fn ctrl_c_ends_what_runs_in_front_and_the_shell_goes_on() {
     let (bed, _daemon) = web();
-    let mut person = Person::runs(&bed, &["-e", "PS1=ready> ", "web", "/bin/sh"], &[("TERM", "xterm")]);
+    let mut person = exec(&bed, &["-e", "PS1=ready> ", "web", "/bin/sh"], &[("TERM", "xterm")]);
     person.sees("ready> ");
     assert_ne!(person.modes(), person.modes_before, "raw while the session runs");
     person.types("echo begin-$((1+1)); sleep 1000\r");
@@ -191,7 +75,7 @@ fn the_command_sees_each_new_size() {
     let (bed, _daemon) = web();
     let script = "trap 'echo \"now $(stty size)\"' WINCH; echo \"at first $(stty size)\"; \
                   while :; do sleep 1 & wait $!; done";
-    let mut person = Person::runs(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
+    let mut person = exec(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
     person.sees("at first 33 101\r\n");
     person.master.resize(size(20, 66)).unwrap();
     person.sees("now 20 66\r\n");
@@ -208,7 +92,7 @@ fn full_screen_programs_draw_take_keys_and_leave() {
     let name = bed.home().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let file = format!("/tmp/screen-{name}");
     let run = |program: &[&str]| {
-        Person::runs(&bed, &[&["web", "--", "busybox"], program].concat(), &[("TERM", "xterm")])
+        exec(&bed, &[&["web", "--", "busybox"], program].concat(), &[("TERM", "xterm")])
     };
     let mut vi = run(&["vi", &file]);
     // A line is drawn below the last of the text, up to the one that is kept for commands.
@@ -236,7 +120,7 @@ fn full_screen_programs_draw_take_keys_and_leave() {
 fn sigterm_gives_the_terminal_back_at_once() {
     let (bed, _daemon) = web();
     let script = "trap '' TERM HUP; printf ready; sleep 1000";
-    let mut person = Person::runs(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
+    let mut person = exec(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
     person.sees("ready");
     assert_ne!(person.modes(), person.modes_before);
     person.signal(Signal::SIGTERM);
@@ -248,7 +132,7 @@ fn sigterm_gives_the_terminal_back_at_once() {
 fn a_worker_that_stops_is_told_on_a_line_of_its_own() {
     let (bed, _daemon) = web();
     let script = "printf 'half a line'; sleep 1000";
-    let mut person = Person::runs(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
+    let mut person = exec(&bed, &["web", "--", "/bin/sh", "-c", script], &[]);
     person.sees("half a line");
     bed.ok(&["worker", "stop", "web"]);
     let (code, shown) = person.leaves();

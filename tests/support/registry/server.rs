@@ -14,6 +14,7 @@ use futures_util::stream;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::tls::{Certificate, TlsListener};
 use super::{Gate, State, digest};
 
 /// Blobs go out in pieces, so that a broken connection has sent some of them.
@@ -27,6 +28,7 @@ struct Server {
 
 pub(super) fn run(
     listener: TcpListener,
+    certificate: Option<Certificate>,
     address: SocketAddr,
     state: Arc<State>,
     stopped: oneshot::Receiver<()>,
@@ -35,8 +37,14 @@ pub(super) fn run(
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
         let app = Router::new().fallback(answer).with_state(Server { state, address });
+        let serve = async {
+            match certificate {
+                None => axum::serve(listener, app).await,
+                Some(certificate) => axum::serve(TlsListener::new(listener, certificate), app).await,
+            }
+        };
         tokio::select! {
-            served = axum::serve(listener, app) => served.expect("serve"),
+            served = serve => served.expect("serve"),
             _ = stopped => {}
         }
     });
