@@ -5,9 +5,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[path = "../rootdisk/disk.rs"]
+#[allow(dead_code, reason = "two test binaries share it, and each uses a part")]
+mod disk;
 mod guest;
+#[path = "../rootdisk/model.rs"]
+#[allow(dead_code, reason = "likewise")]
+mod model;
 mod network;
+mod processors;
 mod projects;
+mod rootdisk;
 #[path = "../scenarios/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "two tiers share it, and each uses a part")]
 mod scenarios;
@@ -15,6 +23,9 @@ mod sessions;
 #[path = "../support/mod.rs"]
 #[allow(unused_imports, unreachable_pub, reason = "all test binaries share it, and each uses a part")]
 mod support;
+#[path = "../rootdisk/tarball.rs"]
+#[allow(dead_code, reason = "likewise")]
+mod tarball;
 
 /// This tier. The patience is for an emulated host, where a boot takes seconds.
 const TIER: scenarios::Tier = scenarios::Tier {

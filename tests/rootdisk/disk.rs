@@ -49,14 +49,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn nodes(&self) -> Nodes {
-        let fs = self.open();
-        let root = fs.get_inode(fs.super_block().root_inode_id()).unwrap();
-        let mut nodes = Nodes::from([(Vec::new(), node(&fs, root))]);
-        for entry in fs.walk_dir("/").unwrap() {
-            let entry = entry.unwrap();
-            let path = entry.dir_entry.path().as_bytes()[1..].to_vec();
-            assert!(nodes.insert(path, node(&fs, entry.inode)).is_none(), "one name twice");
-        }
+        let nodes = nodes_in(&self.open());
         assert_eq!(
             nodes.values().map(|node| node.inode).collect::<std::collections::BTreeSet<_>>().len() as u64,
             self.built.entries
@@ -65,7 +58,7 @@ impl Disk {
     }
 
     pub(crate) fn open(&self) -> EroFS<FileImage> {
-        EroFS::new(FileImage(self.file.reopen().unwrap())).unwrap()
+        open(self.file.path())
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -73,9 +66,31 @@ impl Disk {
     }
 
     pub(crate) fn fsck(&self) {
-        let output = run("fsck.erofs", Command::new("fsck.erofs").arg(self.file.path()));
-        assert!(output.status.success(), "{}", text(&output));
+        fsck(self.file.path());
     }
+}
+
+/// A disk, through the independent reader.
+pub(crate) fn open(path: &Path) -> EroFS<FileImage> {
+    EroFS::new(FileImage(File::open(path).unwrap())).unwrap()
+}
+
+/// All that it finds there.
+pub(crate) fn nodes_in(fs: &EroFS<FileImage>) -> Nodes {
+    let root = fs.get_inode(fs.super_block().root_inode_id()).unwrap();
+    let mut nodes = Nodes::from([(Vec::new(), node(fs, root))]);
+    for entry in fs.walk_dir("/").unwrap() {
+        let entry = entry.unwrap();
+        let path = entry.dir_entry.path().as_bytes()[1..].to_vec();
+        assert!(nodes.insert(path, node(fs, entry.inode)).is_none(), "one name twice");
+    }
+    nodes
+}
+
+/// Has `fsck.erofs` check it.
+pub(crate) fn fsck(path: &Path) {
+    let output = run("fsck.erofs", Command::new("fsck.erofs").arg(path));
+    assert!(output.status.success(), "{}", text(&output));
 }
 
 fn node(fs: &EroFS<FileImage>, inode: Inode) -> Node {

@@ -5,6 +5,7 @@ mod disk;
 mod formats;
 mod hostile;
 mod model;
+mod random;
 mod reference;
 mod rules;
 mod tarball;
