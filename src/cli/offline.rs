@@ -110,8 +110,7 @@ fn machine_of(worker: &WorkerConfig) -> (Option<String>, Resources) {
     let image = match &worker.source {
         Source::Oci { image } => Some(image.clone()),
         Source::Local { path, .. } => crate::project::read(path, Some(&worker.name)).ok().map(|plan| {
-            resources.memory_mib = worker.own_resources.memory_mib.unwrap_or(plan.memory_mib.value);
-            resources.cpus = worker.own_resources.cpus.unwrap_or(plan.cpus.value);
+            resources = worker.own_resources.or(plan.resources());
             plan.base_image.value
         }),
         Source::None => None,
@@ -132,18 +131,18 @@ mod tests {
     #[test]
     fn a_projects_machine_is_its_manifests_unless_the_file_says_otherwise() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest =
-            "name: p\nruntime: {kind: rust, base_image: my/rust}\nresources: {memory: 512, cpus: 3}\n";
+        let manifest = "name: p\nruntime: {kind: rust, base_image: my/rust}\nresources: {memory: 512, cpus: 3, disk: 8GiB}\n";
         fs::write(dir.path().join("iii.worker.yaml"), manifest).unwrap();
         let machine = |fields: &str| {
             let text = format!("workers: [{{name: p, worker_path: \"{}\", {fields}}}]", dir.path().display());
             let (image, resources) =
                 machine_of(&parse(&text, Path::new("c.yaml"), &|_| None).unwrap().workers[0]);
-            (image, resources.memory_mib, resources.cpus)
+            (image, resources.memory_mib, resources.cpus, resources.disk_bytes >> 30)
         };
-        assert_eq!(machine("resources: "), (Some("my/rust".to_owned()), 512, 3));
-        assert_eq!(machine("resources: {memory: 4096}"), (Some("my/rust".to_owned()), 4096, 3));
+        assert_eq!(machine("resources: "), (Some("my/rust".to_owned()), 512, 3, 8));
+        assert_eq!(machine("resources: {memory: 4096}"), (Some("my/rust".to_owned()), 4096, 3, 8));
+        assert_eq!(machine("resources: {disk: 4GiB}"), (Some("my/rust".to_owned()), 512, 3, 4));
         fs::write(dir.path().join("iii.worker.yaml"), "nonsense: [").unwrap();
-        assert_eq!(machine("resources: "), (None, 2048, 2));
+        assert_eq!(machine("resources: "), (None, 2048, 2, 16));
     }
 }

@@ -75,14 +75,13 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use iii_protocol::api::ResourceHints;
     use iii_protocol::network::Network;
     use proptest::prelude::*;
 
     use super::*;
     use crate::config::engine::EngineUrl;
     use crate::config::load::parse;
-    use crate::config::schema::{RestartConfig, default_resources};
+    use crate::config::schema::{OwnResources, RestartConfig, default_resources};
 
     fn config(text: &str) -> Config {
         parse(text, Path::new("config.yaml"), &|_| None).unwrap()
@@ -170,7 +169,7 @@ mod tests {
                 env: Ok(env),
                 engine: EngineUrl::default(),
                 resources: default_resources(),
-                own_resources: ResourceHints::default(),
+                own_resources: OwnResources::default(),
                 network: Network::default(),
                 restart: RestartConfig::default(),
                 stop_timeout: Duration::from_secs(stop.into()),

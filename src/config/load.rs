@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, ResourceHints};
+use iii_protocol::api::{ErrorBody, ErrorCode};
 
 use super::engine::{ENGINE_VARIABLES, EngineUrl};
 use super::env;
@@ -17,8 +17,8 @@ use super::ports::Taken;
 use super::registries::{insecure, insecure_of_environment, registries};
 use super::resources::resources;
 use super::schema::{
-    Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, RestartConfig, RestartPolicy, Source, WorkerConfig,
-    default_resources,
+    Config, DEFAULT_ORPHAN_GRACE, DEFAULT_STOP_TIMEOUT, OwnResources, RestartConfig, RestartPolicy, Source,
+    WorkerConfig, default_resources,
 };
 use super::suggest::suggest;
 use super::tree::{self, Entry, Node, Value};
@@ -192,7 +192,7 @@ impl Reader<'_> {
         let watch = watch(&fields, &place)?;
         let (resources, own_resources) = match fields.get("resources") {
             Some(node) => resources(node, &place, &mut values)?,
-            None => (default_resources(), ResourceHints::default()),
+            None => (default_resources(), OwnResources::default()),
         };
         let network = network(&fields, (&name, &place), &mut values, ports)?;
         let restart = match fields.get("restart") {

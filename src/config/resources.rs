@@ -6,7 +6,7 @@ use iii_protocol::api::{ResourceHints, Resources};
 
 use super::error::Problem;
 use super::fields::{Fields, Values};
-use super::schema::default_resources;
+use super::schema::{OwnResources, default_resources};
 use super::tree::Node;
 use super::units::{SizeText, size};
 
@@ -23,34 +23,27 @@ pub(super) const RESOURCE_KEYS: &[&str] = &["memory", "cpus", "disk"];
 pub(crate) const MEMORY_EXPECTED: &str = "a number of MiB or a size such as `2GiB`";
 /// What `cpus` takes, for "expected ...".
 pub(crate) const CPUS_EXPECTED: &str = "a whole number";
+/// What `disk` takes, for "expected ...".
+pub(crate) const DISK_EXPECTED: &str = "a size such as `16GiB`";
 
-/// With every default filled in, and apart from that what the file says of memory and CPUs.
+/// With every default filled in, and apart from that what the file says.
 pub(super) fn resources(
     node: &Node,
     place: &str,
     values: &mut Values<'_>,
-) -> Result<(Resources, ResourceHints), Problem> {
+) -> Result<(Resources, OwnResources), Problem> {
     let fields = Fields::of(node, &format!("under `resources` {place}"), RESOURCE_KEYS)?;
-    let mut resources = default_resources();
-    let mut own = ResourceHints::default();
-    if let Some(node) = fields.get("memory")
-        && let Some(mib) = values.parsed(node, "memory", MEMORY_EXPECTED, memory_mib)?
-    {
-        resources.memory_mib = mib;
-        own.memory_mib = Some(mib);
+    let mut own = OwnResources::default();
+    if let Some(node) = fields.get("memory") {
+        own.memory_mib = values.parsed(node, "memory", MEMORY_EXPECTED, memory_mib)?;
     }
-    if let Some(node) = fields.get("cpus")
-        && let Some(cpus) = values.parsed(node, "cpus", CPUS_EXPECTED, cpus)?
-    {
-        resources.cpus = cpus;
-        own.cpus = Some(cpus);
+    if let Some(node) = fields.get("cpus") {
+        own.cpus = values.parsed(node, "cpus", CPUS_EXPECTED, cpus)?;
     }
-    if let Some(node) = fields.get("disk")
-        && let Some(mib) = values.parsed(node, "disk", "a size such as `16GiB`", disk_mib)?
-    {
-        resources.disk_bytes = mib * MIB;
+    if let Some(node) = fields.get("disk") {
+        own.disk_bytes = values.parsed(node, "disk", DISK_EXPECTED, disk_bytes)?;
     }
-    Ok((resources, own))
+    Ok((own.or(default_resources()), own))
 }
 
 /// Memory as it is written, MiB.
@@ -67,8 +60,9 @@ pub(crate) fn cpus(text: &str) -> Result<u8, String> {
     }
 }
 
-fn disk_mib(text: &str) -> Result<u64, String> {
-    in_range(mib(text, false)?, &DISK_MIB)
+/// The size of a scratch disk as it is written, bytes.
+pub(crate) fn disk_bytes(text: &str) -> Result<u64, String> {
+    Ok(in_range(mib(text, false)?, &DISK_MIB)? * MIB)
 }
 
 /// Whole MiB; a number alone is one only where `bare` says so.

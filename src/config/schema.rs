@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_protocol::api::{ErrorBody, ResourceHints, Resources, WorkerType};
+use iii_protocol::api::{ErrorBody, Resources, WorkerType};
 use iii_protocol::network::Network;
 
 use super::engine::EngineUrl;
@@ -17,6 +17,28 @@ pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// `resources:` when the file does not say: 2048 MiB, 2 virtual CPUs, 16 GiB of scratch disk.
 pub fn default_resources() -> Resources {
     Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 }
+}
+
+/// What an entry itself says of its machine; something else may fill in the rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnResources {
+    /// `memory:`, MiB.
+    pub memory_mib: Option<u32>,
+    /// `cpus:`.
+    pub cpus: Option<u8>,
+    /// `disk:`, bytes.
+    pub disk_bytes: Option<u64>,
+}
+
+impl OwnResources {
+    /// With the rest from `otherwise`.
+    pub fn or(self, otherwise: Resources) -> Resources {
+        Resources {
+            memory_mib: self.memory_mib.unwrap_or(otherwise.memory_mib),
+            cpus: self.cpus.unwrap_or(otherwise.cpus),
+            disk_bytes: self.disk_bytes.unwrap_or(otherwise.disk_bytes),
+        }
+    }
 }
 
 /// The whole file.
@@ -65,8 +87,8 @@ pub struct WorkerConfig {
     pub engine: EngineUrl,
     /// `resources:`.
     pub resources: Resources,
-    /// What of memory and CPUs the file itself says: for a project, its manifest fills in the rest.
-    pub own_resources: ResourceHints,
+    /// What of it the file itself says: for a project, its manifest fills in the rest.
+    pub own_resources: OwnResources,
     /// `network:` and `ports:`.
     pub network: Network,
     /// `restart:`.

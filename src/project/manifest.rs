@@ -11,7 +11,7 @@ use super::kind::{Kind, PackageManager};
 use crate::config::error::{ConfigError, Problem, line_of};
 use crate::config::fields::{self, Fields};
 use crate::config::load::{check_image, check_name, head};
-use crate::config::resources::{CPUS_EXPECTED, MEMORY_EXPECTED, cpus, memory_mib};
+use crate::config::resources::{CPUS_EXPECTED, DISK_EXPECTED, MEMORY_EXPECTED, cpus, disk_bytes, memory_mib};
 use crate::config::suggest::suggest;
 use crate::config::tree::{self, Entry, Node, Value};
 use crate::fsutil::PathError;
@@ -42,7 +42,7 @@ const TOP_KEYS: &[&str] = &[
     "entry",
 ];
 const RUNTIME_KEYS: &[&str] = &["kind", "package_manager", "entry", "base_image", "language"];
-const RESOURCE_KEYS: &[&str] = &["memory", "cpus"];
+const RESOURCE_KEYS: &[&str] = &["memory", "cpus", "disk"];
 const SCRIPT_KEYS: &[&str] = &["setup", "install", "start"];
 const MISPLACED: &[(&str, &str)] = &[
     ("kind", "`kind` belongs under `runtime:`"),
@@ -51,7 +51,7 @@ const MISPLACED: &[(&str, &str)] = &[
     ("image", "the image of a project's machine is `base_image` under `runtime:`"),
     ("memory", "`memory` belongs under `resources:`"),
     ("cpus", "`cpus` belongs under `resources:`"),
-    ("disk", "the size of the disk is set in config.yaml"),
+    ("disk", "`disk` belongs under `resources:`"),
     ("setup", "`setup` belongs under `scripts:`"),
     ("install", "`install` belongs under `scripts:`"),
     ("start", "`start` belongs under `scripts:`"),
@@ -86,6 +86,8 @@ pub struct Manifest {
     pub memory_mib: Option<Placed<u32>>,
     /// `resources.cpus`.
     pub cpus: Option<Placed<u8>>,
+    /// `resources.disk`, bytes.
+    pub disk_bytes: Option<Placed<u64>>,
     /// `scripts:`; `None` when the block is not there at all.
     pub scripts: Option<Scripts>,
     /// `env:` in its order, without the variables that are reserved.
@@ -155,6 +157,7 @@ impl Reader<'_> {
             base_image: None,
             memory_mib: None,
             cpus: None,
+            disk_bytes: None,
             scripts: None,
             env: Vec::new(),
             dependencies: Vec::new(),
@@ -165,6 +168,7 @@ impl Reader<'_> {
             let fields = fields(node, "under `resources`", RESOURCE_KEYS)?;
             manifest.memory_mib = self.number(&fields, "memory", MEMORY_EXPECTED, memory_mib)?;
             manifest.cpus = self.number(&fields, "cpus", CPUS_EXPECTED, cpus)?;
+            manifest.disk_bytes = self.number(&fields, "disk", DISK_EXPECTED, disk_bytes)?;
         }
         if let Some(node) = top.get("scripts") {
             let fields = fields(node, "under `scripts`", SCRIPT_KEYS)?;

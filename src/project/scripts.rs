@@ -14,6 +14,7 @@
 use std::fmt;
 use std::path::Path;
 
+use iii_protocol::api::Resources;
 use serde::{Serialize, Serializer};
 
 use super::commands::{Inferred, install, setup, start};
@@ -114,6 +115,8 @@ pub struct Plan {
     pub memory_mib: Sourced<u32>,
     /// Virtual CPUs of its machine.
     pub cpus: Sourced<u8>,
+    /// Size of its machine's disk, bytes.
+    pub disk_bytes: Sourced<u64>,
     /// Shell command that is run once per disk, if any.
     pub setup: Sourced<Option<String>>,
     /// Shell command that is run when what it depends on has changed, if any.
@@ -129,6 +132,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What its machine gets, unless config.yaml says otherwise.
+    pub fn resources(&self) -> Resources {
+        Resources {
+            memory_mib: self.memory_mib.value,
+            cpus: self.cpus.value,
+            disk_bytes: self.disk_bytes.value,
+        }
+    }
+
     /// Its kind, unless that is only what is taken when nothing tells it.
     pub fn known_kind(&self) -> Option<Kind> {
         (self.kind.from != Origin::Default).then_some(self.kind.value)
@@ -198,16 +210,12 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, ProjectError> {
         notes.push("`dependencies` are other workers, which are not added along with this one".to_owned());
     }
     let resources = default_resources();
-    let or_default = |value: Option<&Placed<u32>>, default| {
-        value.map_or_else(|| Sourced::new(default, Origin::Default), Sourced::from)
-    };
     Ok(Plan {
         name: name(inputs)?,
         description: manifest.and_then(|m| m.description.as_ref()).map(Sourced::from),
         memory_mib: or_default(manifest.and_then(|m| m.memory_mib.as_ref()), resources.memory_mib),
-        cpus: manifest
-            .and_then(|m| m.cpus.as_ref())
-            .map_or_else(|| Sourced::new(resources.cpus, Origin::Default), Sourced::from),
+        cpus: or_default(manifest.and_then(|m| m.cpus.as_ref()), resources.cpus),
+        disk_bytes: or_default(manifest.and_then(|m| m.disk_bytes.as_ref()), resources.disk_bytes),
         env: manifest.map_or_else(Vec::new, |m| {
             let variable = |(name, value): &(String, Placed<String>)| Variable {
                 name: name.clone(),
@@ -225,6 +233,11 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, ProjectError> {
         notes,
         warnings,
     })
+}
+
+/// What the manifest says, or what every worker has.
+fn or_default<T: Clone>(value: Option<&Placed<T>>, default: T) -> Sourced<T> {
+    value.map_or_else(|| Sourced::new(default, Origin::Default), Sourced::from)
 }
 
 /// A script of the manifest; an empty one is none.

@@ -84,6 +84,7 @@ async fn every_value_is_shown_with_where_it_comes_from() {
     base image       iiidev/python:latest             default for kind python
     memory           2048 MiB                         default
     cpus             2                                default
+    disk             16 GiB                           default
     setup            (none)                           default for kind python
     install          pip install -r requirements.txt  manifest line 6
                      touch done

@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use iii_protocol::api::{ErrorBody, ErrorCode, Phase, ResourceHints, Resources};
+use iii_protocol::api::{ErrorBody, ErrorCode, Phase, Resources};
 use iii_protocol::network::{Egress, Network};
 use ractor::{Actor, ActorId, ActorRef};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::actors::worker::durable::Store;
 use crate::actors::worker::messages::{Kit, StatusReply, WorkerArgs, WorkerMsg};
 use crate::actors::worker::state::{Moment, Order, Worker};
 use crate::config::engine::EngineUrl;
-use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
+use crate::config::schema::{OwnResources, RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::config::suggest::suggest;
 use crate::logs::{DEFAULT_RING_BYTES, LogRing};
 
@@ -288,7 +288,7 @@ fn stray(name: String) -> WorkerConfig {
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 0, cpus: 0, disk_bytes: 0 },
-        own_resources: ResourceHints::default(),
+        own_resources: OwnResources::default(),
         network: Network { egress: Egress::None, ports: Vec::new() },
         restart: RestartConfig {
             policy: RestartPolicy::Never,

@@ -125,11 +125,10 @@ pub fn machine_spec(
 
 /// What the configuration says, else what the project's manifest says; never more CPUs than the host has.
 pub fn resources(config: &WorkerConfig, recipe: &Recipe, host: HostLimits) -> Resources {
-    let mut resources = config.resources;
-    if let Some(plan) = &recipe.project {
-        resources.memory_mib = config.own_resources.memory_mib.unwrap_or(plan.memory_mib.value);
-        resources.cpus = config.own_resources.cpus.unwrap_or(plan.cpus.value);
-    }
+    let resources = match &recipe.project {
+        Some(plan) => config.own_resources.or(plan.resources()),
+        None => config.resources,
+    };
     Resources { cpus: resources.cpus.clamp(1, host.cpus.max(1)), ..resources }
 }
 
@@ -409,7 +408,7 @@ mod tests {
     #[test]
     fn a_project_is_run_in_its_workspace_and_the_configuration_wins_over_its_manifest() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = "name: other\nruntime: {kind: python, base_image: my/python}\nresources: {memory: 100, cpus: 3}\n\
+        let manifest = "name: other\nruntime: {kind: python, base_image: my/python}\nresources: {memory: 100, cpus: 3, disk: 1GiB}\n\
                         scripts: {setup: s, install: i, start: run}\nenv: {A: manifest, B: manifest, PATH: /m}\n";
         std::fs::write(dir.path().join("iii.worker.yaml"), manifest).unwrap();
         let mut config = worker_config("w");
@@ -432,14 +431,14 @@ mod tests {
                 spec.process.env
             );
         }
-        assert_eq!((spec.resources.memory_mib, spec.resources.cpus), (100, 3));
+        assert_eq!(spec.resources, Resources { memory_mib: 100, cpus: 3, disk_bytes: 1 << 30 });
         let project = spec.project.clone().unwrap();
         assert_eq!((project.setup.as_deref(), project.install.as_deref()), (Some("s"), Some("i")));
         assert_eq!((project.exclude, project.base_image), (vec!["*.log".to_owned()], image.digest.clone()));
         config.own_resources.memory_mib = Some(4096);
-        config.resources.memory_mib = 4096;
+        config.own_resources.disk_bytes = Some(2 << 30);
         let other = machine_spec(&config, &recipe, &image, around()).unwrap();
-        assert_eq!((other.resources.memory_mib, other.resources.cpus), (4096, 3));
+        assert_eq!(other.resources, Resources { memory_mib: 4096, cpus: 3, disk_bytes: 2 << 30 });
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_protocol::api::{ResourceHints, Resources};
+use iii_protocol::api::Resources;
 use iii_protocol::network::Network;
 
 use crate::config::engine::EngineUrl;
-use crate::config::schema::{RestartConfig, RestartPolicy, Source, WorkerConfig};
+use crate::config::schema::{OwnResources, RestartConfig, RestartPolicy, Source, WorkerConfig};
 use crate::image::types::{Image, ImageConfig};
 use crate::image::worker_manifest::WorkerManifest;
 
@@ -20,7 +20,7 @@ pub fn worker_config(name: &str) -> WorkerConfig {
         env: Ok(Vec::new()),
         engine: EngineUrl::default(),
         resources: Resources { memory_mib: 256, cpus: 1, disk_bytes: 1 << 30 },
-        own_resources: ResourceHints::default(),
+        own_resources: OwnResources::default(),
         network: Network::default(),
         restart: RestartConfig {
             policy: RestartPolicy::UnlessStopped,

@@ -94,6 +94,7 @@ fn facts(folder: &Path, plan: &Plan, files: &Files) -> Vec<[String; 3]> {
     add("base image", plan.base_image.value.clone(), &plan.base_image.from);
     add("memory", format!("{} MiB", plan.memory_mib.value), &plan.memory_mib.from);
     add("cpus", plan.cpus.value.to_string(), &plan.cpus.from);
+    add("disk", short_bytes(plan.disk_bytes.value), &plan.disk_bytes.from);
     for (what, Sourced { value, from }) in [("setup", &plan.setup), ("install", &plan.install)] {
         add(what, value.clone().unwrap_or_else(|| "(none)".to_owned()), from);
     }

@@ -77,7 +77,7 @@ fn a_worker_that_says_only_its_name_has_the_defaults() {
                 engine: EngineUrl::default(),
                 network: Network::default(),
                 resources: Resources { memory_mib: 2048, cpus: 2, disk_bytes: 16 << 30 },
-                own_resources: ResourceHints::default(),
+                own_resources: OwnResources::default(),
                 restart: RestartConfig {
                     policy: RestartPolicy::UnlessStopped,
                     max_restarts: None,
@@ -118,7 +118,10 @@ workers:
     let [a, b] = &config.workers[..] else { panic!("{config:?}") };
     assert_eq!(a.source, Source::Oci { image: "ghcr.io/o/r:1@sha256:00".to_owned() });
     assert_eq!(a.resources, Resources { memory_mib: 4096, cpus: 3, disk_bytes: 1 << 30 });
-    assert_eq!(a.own_resources, ResourceHints { memory_mib: Some(4096), cpus: Some(3) });
+    assert_eq!(
+        a.own_resources,
+        OwnResources { memory_mib: Some(4096), cpus: Some(3), disk_bytes: Some(1 << 30) }
+    );
     let seconds = Duration::from_secs;
     let policy = RestartPolicy::OnFailure;
     let restart = RestartConfig {
@@ -130,7 +133,7 @@ workers:
     };
     assert_eq!((a.restart, a.stop_timeout, a.boot_timeout), (restart, seconds(4), Some(seconds(5))));
     assert_eq!(b.source, Source::Local { path: "/p/p".into(), exclude: vec!["*.log".to_owned()] });
-    assert_eq!(b.own_resources, ResourceHints { memory_mib: None, cpus: Some(2) });
+    assert_eq!(b.own_resources, OwnResources { cpus: Some(2), ..OwnResources::default() });
     assert_eq!(b.restart.policy, RestartPolicy::Never);
 }
 

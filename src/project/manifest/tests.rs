@@ -123,6 +123,7 @@ fn what_is_not_said_is_absent() {
         base_image: None,
         memory_mib: None,
         cpus: None,
+        disk_bytes: None,
         scripts: None,
         env: vec![],
         dependencies: vec![],
@@ -136,8 +137,8 @@ fn what_is_not_said_is_absent() {
 fn every_field_is_read_with_its_line() {
     let manifest = read(
         "# mine\nname: w\ndescription: Resizes images.\nruntime:\n  kind: javascript\n  package_manager: pnpm\n  \
-         entry: src/a b.ts\n  base_image: ghcr.io/me/base:1@sha256:00\nresources:\n  memory: 1GiB\n  cpus: \"3\"\n\
-         scripts:\n  setup: |\n    apt-get update\n    apt-get install -y git\n  install: \"\"\n  start: echo ${HOME} $$\n\
+         entry: src/a b.ts\n  base_image: ghcr.io/me/base:1@sha256:00\nresources:\n  memory: 1GiB\n  cpus: \"3\"\n  \
+         disk: 32GiB\nscripts:\n  setup: |\n    apt-get update\n    apt-get install -y git\n  install: \"\"\n  start: echo ${HOME} $$\n\
          env:\n  EMPTY: \"\"\n  NUMBER: \"5\"\n  lower: ${X}\ndependencies:\n  cache: ^1.2\n\
          iii: {a: 1}\ndeploy: x\nmanifest: 1\ntags: [a]\n",
     )
@@ -148,13 +149,14 @@ fn every_field_is_read_with_its_line() {
     assert_eq!(manifest.entry, text("src/a b.ts", 7));
     assert_eq!(manifest.base_image, text("ghcr.io/me/base:1@sha256:00", 8));
     assert_eq!((manifest.memory_mib, manifest.cpus), (at(1024, 10), at(3, 11)));
+    assert_eq!(manifest.disk_bytes, at(32 << 30, 12));
     let scripts = manifest.scripts.unwrap();
-    assert_eq!(scripts.setup, text("apt-get update\napt-get install -y git", 13));
-    assert_eq!(scripts.install, text("", 16));
-    assert_eq!(scripts.start, text("echo ${HOME} $$", 17), "what the shell expands is not expanded here");
+    assert_eq!(scripts.setup, text("apt-get update\napt-get install -y git", 14));
+    assert_eq!(scripts.install, text("", 17));
+    assert_eq!(scripts.start, text("echo ${HOME} $$", 18), "what the shell expands is not expanded here");
     let env: Vec<_> = manifest.env.iter().map(|(k, v)| (k.as_str(), v.value.as_str(), v.line)).collect();
-    assert_eq!(env, [("EMPTY", "", 19), ("NUMBER", "5", 20), ("lower", "${X}", 21)]);
-    assert_eq!(manifest.dependencies, [("cache".to_owned(), text("^1.2", 23).unwrap())]);
+    assert_eq!(env, [("EMPTY", "", 20), ("NUMBER", "5", 21), ("lower", "${X}", 22)]);
+    assert_eq!(manifest.dependencies, [("cache".to_owned(), text("^1.2", 24).unwrap())]);
     assert_eq!(manifest.warnings, Vec::<String>::new());
 }
 
@@ -268,8 +270,20 @@ fn every_mistake_is_told_at_its_place() {
             "2:19: `resources.cpus`: expected a whole number, found a boolean",
         ),
         (
-            "name: w\nresources: {disk: 1GiB}\n",
-            "2:13: unknown key `disk` under `resources`; the size of the disk is set in config.yaml",
+            "name: w\nresources: {disk: 16}\n",
+            "2:19: `resources.disk`: expected a size with its unit, found `16`; did you mean `16GiB`?",
+        ),
+        (
+            "name: w\nresources: {disk: 1MiB}\n",
+            "2:19: `resources.disk`: 1 MiB is outside of what is possible, 64 MiB to 67108864 MiB",
+        ),
+        (
+            "name: w\nresources: {disk: [1GiB]}\n",
+            "2:19: `resources.disk`: expected a size such as `16GiB`, found a list",
+        ),
+        (
+            "name: w\ndisk: 1GiB\n",
+            "2:1: unknown key `disk` at the top of the file; `disk` belongs under `resources:`",
         ),
         ("name: w\nscripts: {start: [a]}\n", "2:18: `scripts.start`: expected text, found a list"),
         ("name: w\nscripts: {start: ' '}\n", "2:18: `scripts.start` is empty, so there would be no worker"),

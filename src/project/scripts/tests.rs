@@ -328,11 +328,12 @@ fn names_kinds_and_resources_have_their_order() {
     assert_eq!(plan.name, Sourced::new("my-project".to_owned(), Origin::FolderName));
     assert_eq!(plan.memory_mib, Sourced::new(2048, Origin::Default));
 
-    let text = "description: d\nresources: {memory: 512, cpus: 1}\nenv: {A: b}";
+    let text = "description: d\nresources: {memory: 512, cpus: 1, disk: 1GiB}\nenv: {A: b}";
     let plan = planned(Some(text), &node).unwrap();
     assert_eq!(plan.name, Sourced::new("w".to_owned(), Origin::Manifest(1)));
     assert_eq!(plan.memory_mib, Sourced::new(512, Origin::Manifest(3)));
     assert_eq!(plan.cpus, Sourced::new(1, Origin::Manifest(3)));
+    assert_eq!(plan.disk_bytes, Sourced::new(1 << 30, Origin::Manifest(3)));
     assert_eq!(plan.env[0].from, Origin::Manifest(4));
 
     // Without `kind` the files say it, and without files it is TypeScript.
