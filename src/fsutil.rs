@@ -122,6 +122,18 @@ fn sweep(folder: &Path, is_ours: impl Fn(&str) -> bool) {
     }
 }
 
+/// Deletes these files of `folder` in this order, as far as they are there.
+pub fn remove_files<'n>(folder: &Path, names: impl IntoIterator<Item = &'n str>) -> Result<(), PathError> {
+    for name in names {
+        let path = folder.join(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(PathError::new("delete", path)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A lock file held by this process; released when dropped or when the process dies.
 #[derive(Debug)]
 pub struct LockFile {

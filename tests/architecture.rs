@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("config", &["fsutil", "units"]),
     ("session", &[]),
     ("project", &["config", "fsutil", "units"]),
-    ("prepare", &["fsutil", "project", "session"]),
+    ("prepare", &["fsutil", "project", "session", "units"]),
     ("image", &["fsutil", "home", "units"]),
     ("vm", &["fsutil", "home", "host", "logs", "prepare", "project"]),
     ("actors", &["config", "fsutil", "home", "image", "logs", "project", "units", "vm"]),

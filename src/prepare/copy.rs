@@ -1,28 +1,24 @@
 //! Copies what changed of the project into the machine.
 
-use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iii_archive::read::EntryKind as ArchiveKind;
 use iii_archive::write::{Head, Writer};
 use iii_protocol::session::{End, EndCause, MAX_DATA_BYTES, Task};
 use nix::errno::Errno;
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use sha2::{Digest as _, Sha256};
 
 use super::scripts::Keys;
-use super::{Failed, INDEX_NAME, KIND_SKIPPED, Order, Skipped, note, progress, say, session};
+use super::{Failed, KIND_SKIPPED, Order, Skipped, note, progress, say, session};
 use crate::project::ProjectSpec;
-use crate::project::files::{self, EntryKind, FileEntry, shown};
-use crate::project::index::{Hash, Index};
+use crate::project::files::{self, EntryKind, FileEntry, full_path, open, shown};
+use crate::project::index::{Hash, INDEX_NAME, Index};
 use crate::project::install_key::{install_key, setup_key};
 use crate::project::sync::{Outgoing, Remove, SyncPlan, diff};
 use crate::session::{Input, Session};
+use crate::units::short_bytes;
 
 /// How often a listing is tried of a project that changes meanwhile.
 const LISTINGS: usize = 5;
@@ -116,25 +112,10 @@ fn look(order: &Order, before: &Index) -> Result<(i128, SyncPlan), Unsteady> {
     Ok((taken_ns, plan))
 }
 
-fn full_path(folder: &Path, entry: &FileEntry) -> PathBuf {
-    folder.join(OsStr::from_bytes(&entry.path))
-}
-
-/// Never through a link, and never waiting for whoever writes into a pipe.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
-}
-
 fn hash_of(folder: &Path, entry: &FileEntry) -> Result<Hash, Unsteady> {
-    let path = full_path(folder, entry);
-    let read = || {
-        let (mut file, mut hash) = (open(&path)?, Sha256::new());
-        io::copy(&mut file, &mut hash)?;
-        Ok::<_, io::Error>(hash.finalize().into())
-    };
-    read().map_err(|error| match error.kind() {
+    files::hash(folder, entry).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Unsteady::Gone,
-        _ => Unsteady::Failed(unreadable(&path, &error)),
+        _ => Unsteady::Failed(unreadable(&full_path(folder, entry), &error)),
     })
 }
 
@@ -258,14 +239,10 @@ fn archive(
     if send.is_empty() {
         return Ok(Vec::new());
     }
-    let (mut writer, mut hashes, mut told) = (Writer::new(out), Vec::new(), Instant::now());
-    for (number, Outgoing { entry, .. }) in send.iter().enumerate() {
-        if told.elapsed() >= PROGRESS_INTERVAL {
-            told = Instant::now();
-            progress(format!("copying the project: {number} of {}", send.len()));
-        }
+    let (mut writer, mut hashes, mut meter) = (Writer::new(out), Vec::new(), Meter::of(send));
+    for Outgoing { entry, .. } in send {
         match &entry.kind {
-            EntryKind::File { .. } => hashes.push(file(folder, entry, &mut writer)?),
+            EntryKind::File { .. } => hashes.push(file(folder, entry, &mut writer, &mut meter)?),
             EntryKind::Folder => {
                 let path = [&entry.path[..], b"/"].concat();
                 writer
@@ -277,9 +254,41 @@ fn archive(
                 writer.head(&head).map_err(Broken::Link)?;
             }
         }
+        meter.add(1, 0);
     }
     writer.finish().map_err(Broken::Link)?;
     Ok(hashes)
+}
+
+/// How far a copy is, told now and then.
+struct Meter {
+    told: Instant,
+    items: usize,
+    of_items: usize,
+    bytes: u64,
+    of_bytes: u64,
+}
+
+impl Meter {
+    fn of(send: &[Outgoing]) -> Meter {
+        let of_bytes = send.iter().map(|outgoing| outgoing.entry.bytes()).sum();
+        Meter { told: Instant::now(), items: 0, of_items: send.len(), bytes: 0, of_bytes }
+    }
+
+    fn add(&mut self, items: usize, bytes: u64) {
+        self.items += items;
+        self.bytes += bytes;
+        if self.told.elapsed() >= PROGRESS_INTERVAL {
+            self.told = Instant::now();
+            progress(format!(
+                "copying the project: {} of {}, {} of {}",
+                self.items,
+                self.of_items,
+                short_bytes(self.bytes),
+                short_bytes(self.of_bytes)
+            ));
+        }
+    }
 }
 
 fn head<'a>(
@@ -294,7 +303,12 @@ fn head<'a>(
 }
 
 /// One file as it is now. One that shrinks meanwhile is filled up, and does not count as sent.
-fn file<W: Write>(folder: &Path, entry: &FileEntry, writer: &mut Writer<W>) -> Result<Option<Hash>, Broken> {
+fn file<W: Write>(
+    folder: &Path,
+    entry: &FileEntry,
+    writer: &mut Writer<W>,
+    meter: &mut Meter,
+) -> Result<Option<Hash>, Broken> {
     let path = full_path(folder, entry);
     let opened = open(&path).and_then(|file| Ok((file.metadata()?, file)));
     let (meta, mut file) = match opened {
@@ -334,6 +348,7 @@ fn file<W: Write>(folder: &Path, entry: &FileEntry, writer: &mut Writer<W>) -> R
         hash.update(bytes);
         writer.body(bytes).map_err(Broken::Link)?;
         left -= bytes.len() as u64;
+        meter.add(0, bytes.len() as u64);
     }
     writer.pad(size).map_err(Broken::Link)?;
     Ok(is_whole.then(|| hash.finalize().into()))

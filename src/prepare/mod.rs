@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use bytes::BytesMut;
 use iii_protocol::frame::{Frame, FrameError};
 use iii_protocol::session::Task;
+use iii_protocol::shim::without_last_lines;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -50,8 +51,6 @@ pub const KIND_FAILED: u8 = 6;
 pub const KIND_SKIPPED: u8 = 7;
 /// What the shim says when the guest takes sessions.
 pub const HELD: &[u8] = b"held\n";
-/// The index's name in the folder of the disk ([`crate::project::index`]).
-pub const INDEX_NAME: &str = "files";
 /// The marker's name there ([`crate::project::install_key`]).
 pub const MARKER_NAME: &str = "installed.json";
 /// The longest order that is read, bytes.
@@ -71,6 +70,8 @@ pub struct Order {
     pub session_socket: PathBuf,
     /// The folder of the machine's disk and of the notes about it.
     pub notes: PathBuf,
+    /// The disk is new because the base image is another one: why everything is done again.
+    pub base_changed: bool,
 }
 
 /// How far it is.
@@ -118,14 +119,10 @@ pub struct Failed {
     pub hint: Option<String>,
 }
 
-/// Between a script's end and the last lines that it wrote.
-const LAST_LINES: &str = "; its last lines:";
-
 impl Failed {
     /// Its message on one line.
     pub fn in_short(&self) -> &str {
-        let first = self.message.lines().next().unwrap_or_default();
-        first.strip_suffix(LAST_LINES).unwrap_or(first)
+        without_last_lines(&self.message).lines().next().unwrap_or_default()
     }
 
     fn new(what: &str, message: impl Into<String>) -> Failed {

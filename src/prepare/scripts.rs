@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use iii_protocol::frame::Frame;
 use iii_protocol::session::{EndCause, Exec, Task};
+use iii_protocol::shim::LAST_LINES;
 
 use super::marker::{Kept, Script};
-use super::{Failed, KIND_INSTALL, KIND_SETUP, LAST_LINES, Order, copy, note, progress, session, tell};
+use super::{Failed, KIND_INSTALL, KIND_SETUP, Order, copy, note, progress, session, tell};
 use crate::project::install_key::{Difference, Key};
 use crate::session::Output;
 
@@ -16,6 +17,8 @@ const SHOWN_LINES: usize = 20;
 const SHOWN_BYTES: usize = 4096;
 /// Reasons to run a script that the log names.
 const SHOWN_REASONS: usize = 10;
+/// Those that the worker's status names, which is one line.
+const STATUS_REASONS: usize = 2;
 /// Characters of a script that a message shows.
 const SHOWN_SCRIPT_CHARS: usize = 200;
 /// Exit codes as a shell gives them.
@@ -36,12 +39,17 @@ pub(super) async fn run_both(order: &Order, keys: Keys, mut marker: Kept) -> Res
         (Script::Install, order.project.install.as_deref(), keys.install),
     ];
     for (which, script, key) in both {
-        let why = marker.why(which, &key);
+        let mut why = marker.why(which, &key);
         if why.is_empty() {
             continue;
         }
+        if order.base_changed && why == [Difference::NeverFinished] {
+            why = vec![Difference::BaseImage];
+        }
         if let Some(script) = script {
-            note(format!("{} runs ({}): {}", which.name(), told(&why), shown(script)));
+            let name = which.name();
+            note(format!("{name} runs ({}): {}", told(&why, SHOWN_REASONS), shown(script)));
+            progress(format!("{name} runs ({})", told(&why, STATUS_REASONS)));
             marker.set(which, None)?;
             run(order, which, script).await?;
             copy::flush(order, which.name()).await?;
@@ -53,9 +61,9 @@ pub(super) async fn run_both(order: &Order, keys: Keys, mut marker: Kept) -> Res
 }
 
 /// Reasons, of which a large edit makes many.
-fn told(why: &[Difference]) -> String {
-    let first: Vec<String> = why.iter().take(SHOWN_REASONS).map(ToString::to_string).collect();
-    match why.len().saturating_sub(SHOWN_REASONS) {
+fn told(why: &[Difference], most: usize) -> String {
+    let first: Vec<String> = why.iter().take(most).map(ToString::to_string).collect();
+    match why.len().saturating_sub(most) {
         0 => first.join(", "),
         more => format!("{}, {more} more", first.join(", ")),
     }
@@ -63,7 +71,6 @@ fn told(why: &[Difference]) -> String {
 
 async fn run(order: &Order, which: Script, script: &str) -> Result<(), Failed> {
     let name = which.name();
-    progress(format!("{name} runs"));
     let exec = Exec {
         argv: ["/bin/sh", "-c", script].map(str::to_owned).into(),
         env: Vec::new(),
@@ -176,9 +183,9 @@ mod tests {
     #[test]
     fn of_many_reasons_some_are_told() {
         let why: Vec<Difference> = (0..12).map(|n| Difference::Changed(n.to_string())).collect();
-        assert_eq!(told(&why[..2]), "0 changed, 1 changed");
-        assert!(told(&why[..10]).ends_with("8 changed, 9 changed"));
-        assert!(told(&why).ends_with("9 changed, 2 more"));
+        assert_eq!(told(&why[..2], 10), "0 changed, 1 changed");
+        assert!(told(&why[..10], 10).ends_with("8 changed, 9 changed"));
+        assert!(told(&why, 10).ends_with("9 changed, 2 more"));
     }
 
     #[test]

@@ -9,19 +9,22 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ignore::Match;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use iii_archive::EntryPath;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use super::error::ProjectError;
+use super::index::Hash;
 use super::links::{Leads, leads};
 use crate::fsutil::PathError;
 
@@ -104,12 +107,35 @@ pub struct Files {
 impl Files {
     /// The bytes of all files together.
     pub fn bytes(&self) -> u64 {
-        let size = |entry: &FileEntry| match entry.kind {
+        self.entries.iter().map(FileEntry::bytes).sum()
+    }
+}
+
+impl FileEntry {
+    /// Of a file; nothing of anything else.
+    pub fn bytes(&self) -> u64 {
+        match self.kind {
             EntryKind::File { size, .. } => size,
             EntryKind::Folder | EntryKind::Link { .. } => 0,
-        };
-        self.entries.iter().map(size).sum()
+        }
     }
+}
+
+/// Where the entry of the project in `folder` is.
+pub fn full_path(folder: &Path, entry: &FileEntry) -> PathBuf {
+    folder.join(OsStr::from_bytes(&entry.path))
+}
+
+/// Opens a file of a project to be read: never through a link, and never waiting for whoever writes into a pipe.
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
+}
+
+/// The hash of what the file has now.
+pub fn hash(folder: &Path, entry: &FileEntry) -> io::Result<Hash> {
+    let (mut file, mut hash) = (open(&full_path(folder, entry))?, Sha256::new());
+    io::copy(&mut file, &mut hash)?;
+    Ok(hash.finalize().into())
 }
 
 /// Whether [`LEFT_OUT`] names it.

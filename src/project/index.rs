@@ -36,6 +36,8 @@ const MAX_INDEX_BYTES: u64 = 512 * 1024 * 1024;
 /// Room for a usual line, bytes.
 const USUAL_LINE_BYTES: usize = 160;
 
+/// Its name in the folder of the machine's disk.
+pub const INDEX_NAME: &str = "files";
 /// A SHA-256.
 pub type Hash = [u8; 32];
 

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::launcher::{Adoption, Launcher, Machine};
 use super::link::{Link, LinkTarget, follow, read_last_word, refill};
-use super::scratch;
+use super::scratch::{self, Disk};
 use super::shim::{SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, SOCKETS, ShimSpec};
 use super::spec::MachineSpec;
 use super::wire::write_frame;
@@ -110,21 +110,26 @@ impl ShimLauncher {
             held @ LockError::Held { .. } => internal(held.to_string()),
         })?;
         let scratch_disk = scratch::path(&self.home, &machine.worker);
-        Ok((ShimSpec { machine, run_dir, log_dir, scratch_disk, first_seq, libkrunfw }, lock.into_file()))
+        let base_changed = false;
+        let spec = ShimSpec { machine, run_dir, log_dir, scratch_disk, base_changed, first_seq, libkrunfw };
+        Ok((spec, lock.into_file()))
     }
 
     async fn launch(self, machine: MachineSpec, ring: Arc<LogRing>) -> Result<Machine, ErrorBody> {
         let worker = machine.worker.clone();
         let (launcher, first_seq) = (self.clone(), *ring.subscribe().borrow());
         let (home, disk_bytes) = (self.home.clone(), machine.resources.disk_bytes);
+        let base = machine.project.as_ref().map(|project| project.base_image.clone());
         let prepared = tokio::task::spawn_blocking(move || launcher.prepare(machine, first_seq));
-        let (spec, lock) = match timeout(LOCK_LIMIT, prepared).await {
+        let (mut spec, lock) = match timeout(LOCK_LIMIT, prepared).await {
             Ok(joined) => joined.map_err(|e| internal(e.to_string()))??,
             Err(_) => return Err(self.still_held(&worker)),
         };
         // Not part of the wait above: a large disk that has to grow takes its time.
-        let made = tokio::task::spawn_blocking(move || scratch::ensure(&home, &worker, disk_bytes));
-        made.await.map_err(|e| internal(e.to_string()))?.map_err(|e| ErrorBody::from(&e))?;
+        let made =
+            tokio::task::spawn_blocking(move || scratch::ensure(&home, &worker, disk_bytes, base.as_deref()));
+        let disk = made.await.map_err(|e| internal(e.to_string()))?.map_err(|e| ErrorBody::from(&e))?;
+        spec.base_changed = disk == Disk::Replaced;
         let (ours, theirs) = StdUnixStream::pair().map_err(|e| internal(format!("no socket pair: {e}")))?;
         let shim_log = open_shim_log(&spec.run_dir).map_err(path_error)?;
         let mut command = Command::new("/proc/self/exe");

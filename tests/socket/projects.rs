@@ -264,7 +264,7 @@ async fn force_installs_from_scratch_and_keeps_what_the_entry_leaves_out() {
     fs::write(&project.ctx.config, config).unwrap();
     let managed = project.ctx.home.managed("app");
     fs::create_dir_all(&managed).unwrap();
-    for name in ["scratch.ext4", "files", "installed.json", "state.json"] {
+    for name in ["base.json", "scratch.ext4", "files", "installed.json", "state.json"] {
         fs::write(managed.join(name), "").unwrap();
     }
     let (mut printer, _, _) = printer();

@@ -220,6 +220,12 @@ impl WorkerStatus {
         matches!(self.phase, Phase::Stopped | Phase::Running | Phase::Failed)
     }
 
+    /// What is being done, without how far it is: `copying the project` of `copying the project: 5 of 300`.
+    pub fn step(&self) -> Option<&str> {
+        let detail = self.detail.as_deref()?;
+        Some(detail.split_once(": ").map_or(detail, |(step, _)| step))
+    }
+
     /// That and why the last edit of a running worker's project is not in force.
     pub fn not_in_force(&self) -> Option<&str> {
         let detail = self.detail.as_deref().filter(|_| self.phase == Phase::Running)?;

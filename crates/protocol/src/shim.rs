@@ -30,6 +30,16 @@ pub const KIND_LAGGED: u8 = 34;
 /// How [`ShimStatus::activity`] begins when an edit was not brought into the running machine.
 pub const NOT_IN_FORCE: &str = "the project's last change is not in force";
 
+/// What stands between the end of a project's script and the last lines that it wrote.
+pub const LAST_LINES: &str = "; its last lines:";
+
+/// A failure's message for somebody who has seen what the script wrote.
+pub fn without_last_lines(message: &str) -> &str {
+    let lines =
+        message.match_indices(LAST_LINES).find(|(at, _)| message[at + LAST_LINES.len()..].starts_with('\n'));
+    lines.map_or(message, |(at, _)| &message[..at])
+}
+
 /// Takes over a running shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ use iii_protocol::guest::{
 };
 use iii_protocol::network::{Destination, Egress, Network, PortRange, PublishedPort, Rule, Transport};
 use iii_protocol::session::Task;
-use iii_protocol::shim::MachinePhase;
+use iii_protocol::shim::{MachinePhase, without_last_lines};
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -221,4 +221,21 @@ fn a_network_is_pinned_and_shown_as_it_is_written() {
     assert_eq!(Rule { to: net("10.0.0.1", 32), ports: range }.to_string(), "10.0.0.1:8000-8010");
     assert_eq!(Egress::Rules { allow: vec![], deny: vec![] }.to_string(), Egress::Public.to_string());
     assert_eq!([Egress::None, Egress::All].map(|it| it.to_string()), ["none", "all"]);
+}
+
+#[test]
+fn a_failure_is_told_with_or_without_what_its_script_wrote() {
+    for (message, without) in [
+        ("install failed (exit code 1): `a`; its last lines:\nb\nc", "install failed (exit code 1): `a`"),
+        (
+            "install failed (exit code 1): `a`; it wrote nothing",
+            "install failed (exit code 1): `a`; it wrote nothing",
+        ),
+        // The script itself may have such words.
+        ("`echo ; its last lines: x`; its last lines:\n; its last lines:\n", "`echo ; its last lines: x`"),
+        ("a\nb", "a\nb"),
+        ("", ""),
+    ] {
+        assert_eq!(without_last_lines(message), without);
+    }
 }

@@ -1,6 +1,4 @@
 use std::collections::HashSet;
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use iii_protocol::api::{ErrorBody, ErrorCode, ReloadReply, StopRequest, WorkerStatus};
@@ -20,14 +18,14 @@ use crate::config::edit::{AddMode, NewEntry, add_worker, edit_file};
 use crate::config::load;
 use crate::config::resources::usable_hints;
 use crate::config::schema::{Source, WorkerConfig};
-use crate::fsutil::PathError;
+use crate::fsutil::remove_files;
 use crate::image::reference::{Reference, default_worker_name};
 
 /// Variables of an image that describe the image, not the worker: never written into config.yaml.
 const SYSTEM_VARIABLES: [&str; 5] = ["PATH", "HOME", "HOSTNAME", "LANG", "TERM"];
 /// What `--force` deletes in the worker's managed folder, from the last to the first: `vm::scratch::OF_THE_DISK`, which
 /// commands may not name.
-const OF_THE_DISK: [&str; 3] = ["scratch.ext4", "files", "installed.json"];
+const OF_THE_DISK: [&str; 4] = ["base.json", "scratch.ext4", "files", "installed.json"];
 
 /// What all workers of one `add` have in common.
 #[derive(Clone, Copy)]
@@ -125,7 +123,11 @@ impl Adding<'_> {
         match self.daemon {
             Some(daemon) => bring_up(daemon, name, self.args.no_wait, printer).await,
             None => {
-                printer.say(&format!("{name}: added; it starts with `iii`"));
+                let first = match entry.image {
+                    Some(_) => "",
+                    None => ", which then copies the project and runs its setup and install",
+                };
+                printer.say(&format!("{name}: added; it starts with `iii`{first}"));
                 Ok(())
             }
         }
@@ -233,16 +235,7 @@ async fn wipe(
     };
     let folder = ctx.home.managed(name);
     // What is noted of the disk goes before it: a wipe that is cut short must not leave notes of a new one.
-    for file in OF_THE_DISK.iter().rev() {
-        let path = folder.join(file);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(PathError::new("delete", &path)(e).into());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+    Ok(remove_files(&folder, OF_THE_DISK.into_iter().rev())?)
 }
 
 /// What of an image's environment goes into `config:`; of a name given twice, the last value.
@@ -276,6 +269,8 @@ async fn bring_up(daemon: &Client, name: &str, no_wait: bool, printer: &mut Prin
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, io};
+
     use super::*;
 
     fn args(name: Option<&str>) -> AddArgs {

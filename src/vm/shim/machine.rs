@@ -52,6 +52,8 @@ const STOP_MARGIN: Duration = Duration::from_secs(3);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(3);
 /// How long a slow daemon may keep an ended shim waiting for its last reads.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
+/// What is told of a disk that was replaced.
+const NEW_DISK: &str = "the base image changed: the project begins on a new disk, the old one is gone";
 /// SIGKILL's number, for an end that had to be forced.
 const SIGKILL: i32 = 9;
 
@@ -60,9 +62,12 @@ pub(super) async fn run(
     spec: ShimSpec,
     birth: FrameReader<OwnedReadHalf>,
     birth_writer: OwnedWriteHalf,
-    Places { daemons, agents, engine, ring, output }: Places,
+    Places { daemons, agents, engine, ring, mut output }: Places,
     mut terminate: Signal,
 ) -> anyhow::Result<()> {
+    if spec.base_changed {
+        output.event(NEW_DISK);
+    }
     let boot_limit = Duration::from_millis(spec.machine.boot_timeout_ms);
     let (since, detail) = (Timestamp::now(), None);
     let phase = MachinePhase::Booting { since, deadline: since + boot_limit, detail };
@@ -164,7 +169,7 @@ async fn spawn(
     guests_end: &OwnedFd,
 ) -> anyhow::Result<(Child, Console, Option<Preparation>)> {
     let (vmm, console) = spawn_vmm(spec, guests_end).await?;
-    Ok((vmm, console, Preparation::start(spec)?))
+    Ok((vmm, console, Preparation::start(spec, spec.base_changed)?))
 }
 
 async fn next_news(preparation: &mut Option<Preparation>) -> News {

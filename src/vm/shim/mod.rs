@@ -80,6 +80,8 @@ pub(super) struct ShimSpec {
     pub(super) log_dir: PathBuf,
     /// Writable disk.
     pub(super) scratch_disk: PathBuf,
+    /// It was made in the place of one that was for another base image.
+    pub(super) base_changed: bool,
     /// The least number of its first log record.
     pub(super) first_seq: u64,
     /// Guest kernel; `None` runs the agent as a plain process (test builds only).

@@ -23,6 +23,7 @@ use crate::prepare::{
     KIND_SKIPPED, Note, Order, Progress, Skipped,
 };
 use crate::project::WORKSPACE;
+use crate::vm::scratch;
 use crate::vm::shim::{SESSION_SOCKET, ShimSpec};
 use crate::vm::wire::FrameReader;
 
@@ -54,18 +55,17 @@ pub(super) struct Preparation {
     news: mpsc::Receiver<News>,
 }
 
-/// Where the project is in the guest. A plain process (test builds) shares the host's files, so there it is a folder
-/// beside the worker's disk.
+/// Where the project is in the guest.
 pub(super) fn workspace(spec: &ShimSpec) -> String {
     match spec.libkrunfw {
         Some(_) => WORKSPACE.to_owned(),
-        None => spec.scratch_disk.with_extension("workspace").display().to_string(),
+        None => scratch::workspace_of_process(&spec.scratch_disk).display().to_string(),
     }
 }
 
 impl Preparation {
-    /// Starts it for a machine that has a project.
-    pub(super) fn start(spec: &ShimSpec) -> anyhow::Result<Option<Preparation>> {
+    /// Starts it for a machine that has a project. `base_changed`: its disk is new for that reason.
+    pub(super) fn start(spec: &ShimSpec, base_changed: bool) -> anyhow::Result<Option<Preparation>> {
         let Some(project) = &spec.machine.project else { return Ok(None) };
         let order = Order {
             worker: spec.machine.worker.clone(),
@@ -73,6 +73,7 @@ impl Preparation {
             workspace: workspace(spec),
             session_socket: spec.run_dir.join(SESSION_SOCKET),
             notes: spec.scratch_disk.parent().unwrap_or(Path::new("/")).to_owned(),
+            base_changed,
         };
         let mut child = Command::new("/proc/self/exe")
             .arg0("iii")

@@ -65,7 +65,7 @@ impl Machine {
 
     fn begin_refresh(&mut self) {
         self.refresh.again = false;
-        match Preparation::start(&self.spec) {
+        match Preparation::start(&self.spec, false) {
             Ok(Some(mut preparation)) => {
                 preparation.held();
                 self.preparation = Some(preparation);

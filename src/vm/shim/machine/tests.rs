@@ -43,6 +43,7 @@ pub(super) fn machine(dir: &Path) -> (Machine, Child, UnixStream) {
         run_dir: dir.into(),
         log_dir: dir.into(),
         scratch_disk: dir.into(),
+        base_changed: false,
         first_seq: 0,
         libkrunfw: None,
     };
