@@ -141,8 +141,8 @@ impl Phases {
     /// The line, if there is something new in it. Counters within a detail are no news on a
     /// plain stream (`every` is false) where each line stays.
     pub fn line(&mut self, status: &WorkerStatus, every: bool) -> Option<String> {
-        let head = |detail: &str| if every { detail.to_owned() } else { without_counters(detail) };
-        let now = (status.phase, status.detail.as_deref().map(head));
+        let detail = if every { status.detail.as_deref() } else { status.step() };
+        let now = (status.phase, detail.map(str::to_owned));
         if self.said.as_ref() == Some(&now) {
             return None;
         }
@@ -154,10 +154,6 @@ impl Phases {
         self.said = Some(now);
         Some(line)
     }
-}
-
-fn without_counters(detail: &str) -> String {
-    detail.split_once(": ").map_or(detail, |(head, _)| head).to_owned()
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ struct Said {
     running_since: Option<Timestamp>,
     /// Why the last edit of its project is not in force.
     not_in_force: Option<String>,
+    /// What was being done to make its project ready.
+    step: Option<String>,
 }
 
 impl Narrator {
@@ -83,6 +85,13 @@ impl Narrator {
                 phase_line(now, status, before.is_none(), booting_since).map(|l| format!("{name}  {l}")),
             );
         }
+        // Before its first phase is told, a step of it means nothing.
+        let step = status.step().filter(|_| status.phase == Phase::Booting);
+        if let (Some(before), Some(step)) = (before, step)
+            && before.step.as_deref() != Some(step)
+        {
+            lines.push(format!("{name}  {step}"));
+        }
         let trouble = status.not_in_force();
         // With the same machine, and running all the time.
         if same && before.is_some_and(|before| before.running_since != status.running_since) {
@@ -107,6 +116,7 @@ impl Narrator {
                 booting_since,
                 running_since: status.running_since,
                 not_in_force: trouble.map(str::to_owned),
+                step: step.map(str::to_owned),
             },
         );
         lines

@@ -147,6 +147,25 @@ fn a_restart_in_place_is_one_line_and_so_is_an_edit_that_is_not_in_force() {
 }
 
 #[test]
+fn a_project_that_is_made_ready_has_a_line_for_each_step() {
+    let booting = web(Phase::Booting, 60_000);
+    let step = |detail: &str| WorkerStatus { detail: Some(detail.to_owned()), ..booting.clone() };
+    insta::assert_snapshot!(tell(&[
+        worker(60_000, &booting),
+        worker(61_000, &step("copying the project: 300 to copy")),
+        worker(62_000, &step("copying the project: 200 of 300, 1 MiB of 2 MiB")),
+        worker(63_000, &step("install runs (requirements.txt changed)")),
+        worker(64_000, &step("install runs (requirements.txt changed)")),
+        worker(70_000, &web(Phase::Running, 70_000)),
+    ]), @r"
+    12:01:00 web  booting
+    12:01:01 web  copying the project
+    12:01:03 web  install runs (requirements.txt changed)
+    12:01:10 web  running (boot 10s)
+    ");
+}
+
+#[test]
 fn those_that_are_slow_to_stop_are_named() {
     let list = |workers| WorkerList { workers, config_error: None };
     let slow = who_is_slow(&list(vec![web(Phase::Stopping, 0), web(Phase::Stopped, 0)]));

@@ -144,11 +144,12 @@ fn an_install_that_fails_leaves_the_old_workload_until_an_edit_mends_it() {
             .is_some_and(|detail| detail.contains("not in force: install failed (exit code 1): `"))
     });
     assert_eq!((status.phase, status.vmm_pid), (Phase::Running, before.vmm_pid));
-    for told in
-        ["install failed (exit code 1): `echo looking; test", "last lines:\nlooking", "next edit tries again"]
-    {
+    for told in ["install failed (exit code 1): `echo looking; test", "next edit tries again"] {
         bed.until(told, || developed.events().contains(told) && dev.said().contains(told));
     }
+    assert!(developed.events().contains("last lines:\nlooking"), "{}", developed.events());
+    bed.until("what it wrote is shown as it comes", || dev.said().contains("install | looking\n"));
+    assert!(!dev.said().contains("last lines:"), "and only then: {}", dev.said());
     fs::remove_file(developed.folder.join("broken")).unwrap();
     bed.wait_log("app", "serving late");
     bed.until("it is shown", || {

@@ -167,7 +167,11 @@ fn an_install_that_fails_leaves_a_machine_to_look_into_and_a_start_that_tries_ag
     assert!(local.sh("cat greeting; test -e done || echo none").contains("hellonone"));
     let again = local.bed.iii(&["worker", "start", "app"]);
     assert_eq!(again.code, Some(1));
-    assert!(again.stderr.contains("install failed (exit code 1)"));
+    let told = again.stderr;
+    assert!(told.contains("install failed (exit code 1): `echo looking for it; "), "{told}");
+    assert!(told.contains("install | looking for it\n") && !told.contains("\nlooking"), "once: {told}");
+    let status = local.bed.ok(&["worker", "status", "app"]);
+    assert!(status.contains("its last lines:") && status.contains("looking for it"), "{status}");
 
     // A new daemon finds it as it was left.
     local.bed.wait_phase("app", Phase::Failed);

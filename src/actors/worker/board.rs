@@ -72,7 +72,9 @@ fn is_announced(old: &WorkerStatus, new: &WorkerStatus) -> bool {
     // The workload was restarted in place, or was to be and could not.
     let edit = new.phase == Phase::Running
         && (new.running_since != old.running_since || new.not_in_force() != old.not_in_force());
-    key(old) != key(new) || slow_stop || edit
+    // A project on its way to its workload: what is done, not how far it is.
+    let step = new.phase == Phase::Booting && new.step() != old.step();
+    key(old) != key(new) || slow_stop || edit || step
 }
 
 /// What the status says besides the worker itself.

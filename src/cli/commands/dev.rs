@@ -1,5 +1,6 @@
 use iii_protocol::api::{LogsQuery, Phase, StopRequest, WorkerStatus};
 use iii_protocol::log::LogRecord;
+use iii_protocol::shim::without_last_lines;
 use jiff::Timestamp;
 
 use super::logs::Show;
@@ -60,7 +61,8 @@ async fn follow(client: &Client, name: &str, events: bool) -> Result<Lines, Fail
 }
 
 fn event(name: &str, record: &LogRecord) -> String {
-    format!("{name}: {}", String::from_utf8_lossy(&record.bytes).trim_end())
+    // Of a script that failed all lines are above.
+    format!("{name}: {}", without_last_lines(String::from_utf8_lossy(&record.bytes).trim_end()))
 }
 
 /// What of its states is told: each once, and why.
@@ -74,20 +76,21 @@ struct Told {
     phase: Phase,
     generation: u64,
     cause: Option<String>,
-    detail: Option<String>,
+    step: Option<String>,
     running_since: Option<Timestamp>,
 }
 
 impl Story {
     fn line(&mut self, status: &WorkerStatus) -> Option<String> {
-        let cause = status.cause.as_ref().map(|cause| cause.message.clone());
+        let cause = status.cause.as_ref().map(|cause| without_last_lines(&cause.message).to_owned());
         // How far a pull or a copy is would be a line for each step; of a running worker it is what happens to it.
         let detail = status.detail.clone().filter(|_| status.phase == Phase::Running);
+        let step = status.not_in_force().or(status.step()).filter(|_| detail.is_some());
         let now = Told {
             phase: status.phase,
             generation: status.generation,
             cause: cause.clone(),
-            detail: detail.clone(),
+            step: step.map(str::to_owned),
             running_since: status.running_since,
         };
         if self.told.as_ref() == Some(&now) {

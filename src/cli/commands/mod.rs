@@ -20,6 +20,7 @@ mod stop;
 use std::time::Duration;
 
 use iii_protocol::api::{ErrorBody, ErrorCode, StopRequest, WorkerStatus};
+use iii_protocol::shim::without_last_lines;
 
 pub use add::add;
 pub use cp::cp;
@@ -70,13 +71,19 @@ async fn wait_until(
         match judge(&status) {
             // The other two are told by the answer itself.
             Verdict::Pending => progress.status(printer, &status),
-            Verdict::Done(how) => break Ok(how),
-            Verdict::Failed(error) => break Err(error.into()),
+            Verdict::Done(how) => break Ok(Ok(how)),
+            Verdict::Failed(error) => break Ok(Err(error)),
         }
     };
-    scripts.finish(client, name, |line| progress.above(|| printer.script_line(line))).await;
+    let shown = scripts.finish(client, name, |line| progress.above(|| printer.script_line(line))).await;
     progress.finish();
-    answer
+    Ok(answer?.map_err(|error| told_once(error, shown))?)
+}
+
+/// What its script wrote last is part of a failure, unless it was `shown` already.
+fn told_once(error: ErrorBody, shown: bool) -> ErrorBody {
+    let message = if shown { without_last_lines(&error.message) } else { &error.message };
+    ErrorBody { message: message.to_owned(), ..error }
 }
 
 /// Waits until a worker runs whose start was accepted.

@@ -16,12 +16,14 @@ pub(super) struct Scripts {
     generation: u64,
     /// The last record that was read, of whatever stream.
     seen: Option<u64>,
+    /// Some line was given.
+    any: bool,
 }
 
 impl Scripts {
     /// Nothing.
     pub(super) fn none() -> Scripts {
-        Scripts { lines: None, generation: 0, seen: None }
+        Scripts { lines: None, generation: 0, seen: None, any: false }
     }
 
     /// Whether there can be any.
@@ -38,37 +40,50 @@ impl Scripts {
         let lines = client.get_lines(&logs_path(&accepted.name, &newest(true))).await.ok();
         // While the old machine is on the way down, the number is still its own.
         let generation = accepted.generation + u64::from(accepted.phase == Phase::Stopping);
-        Scripts { lines, generation, seen: None }
+        Scripts { lines, generation, seen: None, any: false }
     }
 
     /// The next line of a script; waits for ever if there is none. May be cancelled without loss.
     pub(super) async fn next(&mut self) -> LogRecord {
         loop {
             match self.read().await {
-                Some(record) if self.is_news(&record) => return record,
+                Some(record) if self.is_news(&record) => {
+                    self.any = true;
+                    return record;
+                }
                 Some(_) => {}
                 None => std::future::pending().await,
             }
         }
     }
 
-    /// Gives `show` the lines that were written until now and not read yet.
-    pub(super) async fn finish(mut self, client: &Client, name: &str, mut show: impl FnMut(&LogRecord)) {
+    /// Gives `show` the lines that were written until now and not read yet. Whether all that the scripts wrote was
+    /// shown, and that was something.
+    pub(super) async fn finish(
+        mut self,
+        client: &Client,
+        name: &str,
+        mut show: impl FnMut(&LogRecord),
+    ) -> bool {
         if self.lines.is_none() {
-            return;
+            return false;
         }
         let newest = match client.get_lines(&logs_path(name, &newest(false))).await {
             Ok(mut lines) => lines.next_record().await.ok().flatten(),
             Err(_) => None,
         };
-        let Some(newest) = newest else { return };
+        let Some(newest) = newest else { return false };
         while self.seen.is_none_or(|seen| seen < newest.seq) {
             match self.read().await {
-                Some(record) if self.is_news(&record) => show(&record),
+                Some(record) if self.is_news(&record) => {
+                    self.any = true;
+                    show(&record);
+                }
                 Some(_) => {}
-                None => return,
+                None => return false,
             }
         }
+        self.any
     }
 
     async fn read(&mut self) -> Option<LogRecord> {
