@@ -8,9 +8,10 @@
 //! its own.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
-use super::files::{EntryKind, FileEntry};
-use super::index::{Hash, Index, Indexed, IndexedKind};
+use super::files::{self, EntryKind, FileEntry};
+use super::index::{Hash, INDEX_NAME, Index, Indexed, IndexedKind};
 
 /// How much older than the listing a file's time has to be to be believed: the coarsest step of file systems.
 pub const RACY_NS: i128 = 2_000_000_000;
@@ -142,6 +143,14 @@ pub fn diff<E>(
     }
     plan.remove.sort_unstable_by(|a, b| b.path.cmp(&a.path));
     Ok(plan)
+}
+
+/// Whether the project in `folder` has been edited since a machine got it: `notes` is where the index of that is. What
+/// cannot be read counts as edited: the next copy tells better. Blocks.
+pub fn is_edited(folder: &Path, exclude: &[String], notes: &Path) -> bool {
+    let Ok(listed) = files::list(folder, exclude) else { return true };
+    let Ok(Some(index)) = Index::read(&notes.join(INDEX_NAME)) else { return true };
+    !diff(&listed.entries, &index, |entry| files::hash(folder, entry)).is_ok_and(|plan| plan.is_empty())
 }
 
 /// Whether it may be a folder or something else.

@@ -204,3 +204,21 @@ fn a_daemon_killed_during_an_edit_is_followed_by_one_that_brings_it_in() {
     assert_eq!((after.generation, after.vmm_pid, after.restarts), (before.generation, before.vmm_pid, 0));
     assert!(after.exits.is_empty());
 }
+
+#[test]
+fn an_install_that_failed_is_tried_by_the_next_daemon_if_its_project_was_edited_meanwhile_and_else_left() {
+    let developed = Developed::new(true, "echo tried; test -e fixed");
+    let bed = &developed.bed;
+    let daemon = bed.daemon();
+    let failed = bed.wait_phase("app", Phase::Failed);
+    // For a time so young that an edit may hide in it.
+    daemon.kill();
+    let daemon = bed.daemon();
+    let found = bed.wait_phase("app", Phase::Failed);
+    assert_eq!((found.generation, found.vmm_pid), (failed.generation, failed.vmm_pid));
+    daemon.kill();
+    developed.write("fixed", "");
+    let _daemon = bed.daemon();
+    bed.wait_log("app", "serving hello");
+    assert_eq!(developed.events().matches("install runs (it has not finished yet)").count(), 2);
+}

@@ -127,6 +127,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// The folder that it is in.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// The store of `worker` in `folder` (`managed/<worker>`), owned by the project of config file
     /// `owner`. Reads nothing yet. Must be called on a runtime: it starts the writer.
     pub fn new(worker: &str, folder: &Path, owner: &Path) -> Store {

@@ -68,7 +68,7 @@ pub enum WorkerMsg {
     },
     /// The project was read again, after they were.
     Rechecked {
-        /// As it was told.
+        /// It has been edited, as far as that counts.
         edited: bool,
         /// What the worker is made of now, and its image, if that is here; or why the project cannot be read.
         result: Box<Result<(Recipe, Option<Image>), ErrorBody>>,

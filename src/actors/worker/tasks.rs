@@ -2,6 +2,7 @@
 //! answer to the actor, also when what it calls panics or hangs.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,9 @@ use super::plan::{self, Recipe};
 use super::state::{Failure, Remedy};
 use crate::actors::image_puller::{PROGRESS_QUEUE, PullerMsg, Waiter};
 use crate::actors::progress::Progress;
-use crate::config::schema::WorkerConfig;
+use crate::config::schema::{Source, WorkerConfig};
 use crate::image::types::Image;
+use crate::project::sync::is_edited as is_edited_since;
 use crate::vm::launcher::{Adoption, Launcher, Machine};
 use crate::vm::spec::MachineSpec;
 
@@ -133,6 +135,16 @@ pub(super) async fn recipe(config: WorkerConfig) -> Result<Recipe, ErrorBody> {
         Ok(recipe) => recipe,
         Err(join) => Err(internal(&format!("a task ended abnormally: {join}"))),
     }
+}
+
+/// Whether the worker's project is another one than its disk has; `notes` is the folder of that disk.
+pub(super) async fn is_edited(config: &WorkerConfig, notes: PathBuf) -> bool {
+    let Source::Local { path, exclude } = config.source.clone() else { return false };
+    let look = tokio::task::spawn_blocking(move || is_edited_since(&path, &exclude, &notes));
+    look.await.unwrap_or_else(|join| {
+        tracing::error!("comparing a project ended abnormally: {join}");
+        false
+    })
 }
 
 /// What the worker is made of after an edit of its project; the image only if it is here.

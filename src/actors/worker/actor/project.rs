@@ -37,7 +37,15 @@ impl WorkerState {
 
     pub(super) fn recheck(&self, myself: &ActorRef<WorkerMsg>, edited: bool) {
         let (config, around, actor) = (self.args.config.clone(), self.args.around.clone(), myself.clone());
+        // An edit that came while nobody followed the project may mend what it failed by. Of a machine that runs, it
+        // finds out by itself.
+        let is_unready = matches!(self.worker.state, State::Unready { .. });
+        let notes = (!edited && is_unready).then(|| self.args.kit.store.folder().to_owned());
         tokio::spawn(async move {
+            let edited = match notes {
+                Some(notes) => tasks::is_edited(&config, notes).await,
+                None => edited,
+            };
             let result = Box::new(tasks::recheck(config, around).await);
             let _gone = actor.cast(WorkerMsg::Rechecked { edited, result });
         });
