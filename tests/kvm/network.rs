@@ -27,7 +27,7 @@ fn exec(bed: &Bed, options: &[&str], command: &[&str]) -> String {
 }
 
 /// Answers every connection with `answer` once it has heard something, or its end.
-fn server(answer: Vec<u8>) -> u16 {
+pub(crate) fn server(answer: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -44,7 +44,7 @@ fn server(answer: Vec<u8>) -> u16 {
     port
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -10,6 +10,8 @@ use iii_protocol::api::Phase;
 use crate::guest::{load, zero_head};
 use crate::scenarios::{Bed, Daemon, Local};
 
+mod network;
+
 /// A project without a word about its scripts, and with one processor: two slow the emulated host.
 const ONE_CPU: &str = "name: app\nresources: {cpus: 1}\n";
 

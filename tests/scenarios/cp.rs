@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bed::{Bed, Daemon};
-use super::person::Person;
 use super::lifecycle::SERVE;
+use super::person::Person;
 
 /// A worker with an empty folder in it.
 struct There {

@@ -61,6 +61,11 @@ impl Local {
         fs::write(path, text).unwrap();
     }
 
+    /// Reference of the image that its machine starts from.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     fn configure(&self) {
         self.configure_with("");
     }
@@ -268,4 +273,22 @@ fn a_manifest_without_a_name_goes_by_that_of_its_entry() {
     // Where nothing else names it, it is an error still.
     let added = local.bed.iii(&["worker", "add", &local.folder.display().to_string()]);
     assert!(added.code != Some(0) && added.stderr.contains("the manifest has no `name`"), "{}", added.stderr);
+}
+
+#[test]
+fn add_without_a_daemon_says_what_is_still_to_be_done_and_the_first_start_does_it() {
+    let local = Local::new("  setup: ''\n  install: echo installed >> ran\n");
+    local.bed.write_config("workers: []\n");
+    let added = local.bed.iii(&["worker", "add", "./app"]);
+    let told = added.stderr;
+    assert_eq!(added.code, Some(0), "{told}");
+    assert!(
+        told.ends_with(
+            "app: added; it starts with `iii`, which then copies the project and runs its setup and install\n"
+        ),
+        "{told}"
+    );
+    let _daemon = local.bed.daemon();
+    local.bed.wait_phase("app", Phase::Running);
+    assert_eq!(local.sh("cat ran greeting"), "installed\nhello");
 }

@@ -7,7 +7,6 @@ mod terminal;
 
 use iii_protocol::api::Phase;
 
-
 use super::bed::{Bed, Daemon};
 use super::lifecycle::SERVE;
 

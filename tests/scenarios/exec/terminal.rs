@@ -91,9 +91,8 @@ fn full_screen_programs_draw_take_keys_and_leave() {
     let (bed, _daemon) = web();
     let name = bed.home().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let file = format!("/tmp/screen-{name}");
-    let run = |program: &[&str]| {
-        exec(&bed, &[&["web", "--", "busybox"], program].concat(), &[("TERM", "xterm")])
-    };
+    let run =
+        |program: &[&str]| exec(&bed, &[&["web", "--", "busybox"], program].concat(), &[("TERM", "xterm")]);
     let mut vi = run(&["vi", &file]);
     // A line is drawn below the last of the text, up to the one that is kept for commands.
     vi.sees("\x1b[32;1H~");
