@@ -208,7 +208,7 @@ async fn an_answer_that_is_none_ends_with_125() {
     let (project, daemon) = silent_daemon();
     for (answer, told) in [
         ("", "the daemon went away"),
-        ("nonsense\r\n\r\n", "the daemon went away"),
+        ("nonsense\r\n\r\n", "the daemon's answer cannot be read"),
         ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "the daemon's answer cannot be read"),
         ("HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\noops", "the daemon's answer cannot be read"),
     ] {

@@ -60,7 +60,8 @@ fn worker_command(project: &Project, verb: &str, args: &[&str]) -> Command {
         .env("III_HOME", project.ctx.home.root())
         .env("III_CONFIG_PATH", &project.ctx.config)
         .env("NO_COLOR", "1")
-        .stdin(Stdio::null())
+        // Empty, as `/dev/null` is, which `exec` does not even begin to send.
+        .stdin(tempfile::tempfile().unwrap())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command

@@ -213,6 +213,20 @@ async fn output_that_cannot_be_written_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn from_dev_null_no_input_is_sent() {
+    let bench = Bench::new().await;
+    let mut command = bench.command(&["web", "cat"]);
+    command.stdin(Stdio::null());
+    let exec = Exec::spawn(command);
+    let (mut line, asked) = bench.agent.run();
+    assert!(!asked.stdin);
+    line.exit(0);
+    assert_eq!(line.next(), None);
+    exec.left().is(0, "", "");
+    bench.daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_detached_command_prints_its_sessions_number() {
     let bench = Bench::new().await;
     let exec = bench.exec(&["-d", "web", "sleep", "1000"]);
