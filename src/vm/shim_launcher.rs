@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::launcher::{Adoption, Launcher, Machine};
 use super::link::{Link, LinkTarget, follow, read_last_word, refill};
 use super::scratch::{self, Disk};
-use super::shim::{SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, SOCKETS, ShimSpec};
+use super::shim::{SHIM_LOCK, SHIM_LOG, SHIM_SOCKET, SOCKETS, ShimSpec, remove_sockets};
 use super::spec::MachineSpec;
 use super::wire::write_frame;
 use crate::fsutil::{LockError, LockFile, PathError, create_private_dir, sweep_temporary};
@@ -207,7 +207,7 @@ impl ShimLauncher {
     /// No shim: there may be its last word, and sockets that a killed one left.
     async fn adopt_remains(&self, target: LinkTarget) -> Result<Adoption, ErrorBody> {
         refill(&target, u64::MAX).await;
-        let _ = fs::remove_file(target.run_dir.join(SHIM_SOCKET));
+        remove_sockets(&target.run_dir);
         sweep_temporary(&target.run_dir);
         match read_last_word(&target.run_dir) {
             // It stays: this daemon may die before it is noted. The next shim takes it away.
