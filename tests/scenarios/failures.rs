@@ -114,8 +114,9 @@ fn a_boot_that_hangs_ends_at_its_deadline_with_the_consoles_last_lines() {
     assert!(cause.hint.unwrap().contains("boot_timeout"));
     bed.until("no machine is left", || bed.processes_named("__vmm").is_empty());
     drop(held);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    bed.ok(&["worker", "start", "web"]);
+    // Another environment, not only another limit: that is what starts it anew.
+    bed.configure(&[bed.entry("web", &reference, &["config: { MENDED: '1' }"])]);
+    bed.wait_phase("web", Phase::Running);
 }
 
 #[test]
