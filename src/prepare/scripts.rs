@@ -71,16 +71,7 @@ fn told(why: &[Difference], most: usize) -> String {
 
 async fn run(order: &Order, which: Script, script: &str) -> Result<(), Failed> {
     let name = which.name();
-    let exec = Exec {
-        argv: ["/bin/sh", "-c", script].map(str::to_owned).into(),
-        env: Vec::new(),
-        cwd: Some(order.workspace.clone()),
-        user: None,
-        terminal: None,
-        stdin: false,
-        timeout_ms: None,
-        detach: false,
-    };
+    let exec = Exec { cwd: Some(order.workspace.clone()), ..Exec::new(["/bin/sh", "-c", script]) };
     let lost = |why: &dyn std::fmt::Display| Failed::new(name, format!("the machine was lost: {why}"));
     let session = session(&order.session_socket, Task::Exec(exec)).await.map_err(|e| lost(&e))?;
     let (mut ending, mut tail) = (session.ending, Tail::default());

@@ -216,9 +216,12 @@ fn a_guest_kernel_that_is_not_there_is_an_error_of_its_own() {
     assert!(bed.processes_named("__shim").is_empty(), "nothing was started");
 }
 
-fn root_disk(bed: &Bed) -> PathBuf {
-    let mut disks = fs::read_dir(bed.home().join("images")).unwrap().flatten().map(|entry| entry.path());
-    disks.find(|path| path.extension().is_some_and(|e| e == "erofs")).unwrap()
+/// The root disk of the only image in this home.
+pub(super) fn root_disk(bed: &Bed) -> PathBuf {
+    let is_disk = |path: &PathBuf| path.extension().is_some_and(|e| e == "erofs");
+    let disks: Vec<_> = bed.files().into_iter().filter(is_disk).collect();
+    let [disk] = disks.as_slice() else { panic!("not one root disk: {disks:?}") };
+    disk.clone()
 }
 
 #[test]

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use proptest::strategy::{Strategy as _, ValueTree as _};
@@ -11,7 +10,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 
 use crate::disk::{Content, Node, fsck, nodes_in, open};
-use crate::guest::load;
+use crate::guest::{load, root_disk};
 use crate::model::{Op, State, attributes, entries, layers, links, name};
 use crate::scenarios::{Bed, shell_layer};
 use crate::support::registry::{Packing, TestLayer, image, layer};
@@ -227,14 +226,6 @@ fn program() -> Vec<u8> {
     fs::read(program).unwrap()
 }
 
-/// The root disk of the only image in this home.
-fn only_disk(bed: &Bed) -> PathBuf {
-    let is_disk = |path: &PathBuf| path.extension().is_some_and(|e| e == "erofs");
-    let disks: Vec<_> = bed.files().into_iter().filter(is_disk).collect();
-    let [disk] = disks.as_slice() else { panic!("not one root disk: {disks:?}") };
-    disk.clone()
-}
-
 #[test]
 fn the_kernel_finds_on_random_root_disks_what_their_layers_say() {
     let seed = std::env::var("III_ROOTDISK_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -262,7 +253,7 @@ fn the_kernel_finds_on_random_root_disks_what_their_layers_say() {
         let kernel: Tree = log.lines().take_while(|line| *line != "told all").map(Told::parse).collect();
         assert!(kernel.len() > 700, "only {} names", kernel.len());
         plan.assert_model(&kernel, seed);
-        let disk = only_disk(&bed);
+        let disk = root_disk(&bed);
         fsck(&disk);
         let reader = nodes_in(&open(&disk));
         let reader: Tree = reader.iter().map(|(path, node)| (path.clone(), Told::of(node))).collect();

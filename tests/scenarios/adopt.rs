@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::bed::{Bed, shell_layer};
-use super::lifecycle::SERVE;
+use super::lifecycle::{SERVE, web};
 use crate::support::registry::image;
 
 fn kill_pid(pid: Option<u32>) {
@@ -99,10 +99,7 @@ fn a_workload_that_ends_while_no_daemon_is_there_is_not_forgotten() {
 
 #[test]
 fn kill_9_of_a_shim_ends_its_machine_and_the_worker_comes_back() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let _daemon = bed.daemon();
+    let (bed, _, _daemon) = web();
     let before = bed.wait_phase("web", Phase::Running);
     kill_pid(before.shim_pid);
     let after = bed.wait("web", "back", |status| status.phase == Phase::Running && status.generation == 2);
@@ -114,10 +111,7 @@ fn kill_9_of_a_shim_ends_its_machine_and_the_worker_comes_back() {
 
 #[test]
 fn kill_9_of_a_vmm_is_vmm_died_and_the_worker_comes_back() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let _daemon = bed.daemon();
+    let (bed, _, _daemon) = web();
     let before = bed.wait_phase("web", Phase::Running);
     kill_pid(before.vmm_pid);
     let after = bed.wait("web", "back", |status| status.phase == Phase::Running && status.generation == 2);

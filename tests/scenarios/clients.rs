@@ -4,18 +4,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use iii_protocol::api::Phase;
-
-use super::bed::Bed;
-use super::lifecycle::SERVE;
+use super::lifecycle::web;
 
 #[test]
 fn a_client_in_python_gets_bytes_and_exit_code() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let _daemon = bed.daemon();
-    bed.wait_phase("web", Phase::Running);
+    let (bed, _, _daemon) = web();
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/session.py");
     let run = |worker: &str, script: &str, input: &[u8]| {
         let mut child = Command::new("python3")

@@ -4,7 +4,7 @@ use iii_protocol::api::{ErrorCode, Phase};
 use serde_json::json;
 
 use super::bed::{Bed, shell_layer};
-use super::lifecycle::SERVE;
+use super::lifecycle::{SERVE, web};
 use crate::support::registry::image;
 
 #[test]
@@ -71,11 +71,7 @@ fn a_project_whose_folder_is_gone_says_so() {
 
 #[test]
 fn two_projects_with_one_worker_name_do_not_share_it() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let daemon = bed.daemon();
-    bed.wait_phase("web", Phase::Running);
+    let (bed, _, daemon) = web();
     daemon.stop();
     let other = bed.project().join("other");
     std::fs::create_dir(&other).unwrap();
@@ -92,11 +88,7 @@ fn two_projects_with_one_worker_name_do_not_share_it() {
 
 #[test]
 fn a_boot_that_hangs_ends_at_its_deadline_with_the_consoles_last_lines() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let daemon = bed.daemon();
-    bed.wait_phase("web", Phase::Running);
+    let (bed, reference, daemon) = web();
     daemon.stop();
     // As if another machine still had it.
     let disk = bed.home().join("managed/web/scratch.ext4");

@@ -4,11 +4,21 @@ use iii_protocol::api::{Desired, Phase, WorkerList, WorkerType};
 use iii_protocol::exit::ExitCause;
 use serde_json::json;
 
-use super::bed::{Bed, shell_layer};
+use super::bed::{Bed, Daemon, shell_layer};
 use crate::support::registry::image;
 
 /// A workload that says a word and stays until it is told to go.
 pub const SERVE: &str = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+
+/// The running worker `web`, which does that, and the reference of its image.
+pub(super) fn web() -> (Bed, String, Daemon) {
+    let bed = Bed::new();
+    let reference = bed.script_image("web", SERVE);
+    bed.configure(&[bed.entry("web", &reference, &[])]);
+    let daemon = bed.daemon();
+    bed.wait_phase("web", Phase::Running);
+    (bed, reference, daemon)
+}
 
 #[test]
 fn a_worker_is_added_without_a_daemon_and_runs_when_one_starts() {
@@ -60,11 +70,7 @@ fn adding_with_a_daemon_starts_at_once_and_removing_takes_everything_away() {
 
 #[test]
 fn stop_start_and_restart_do_what_they_say_and_may_be_repeated() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let _daemon = bed.daemon();
-    bed.wait_phase("web", Phase::Running);
+    let (bed, _, _daemon) = web();
     bed.wait_log("web", "ready");
     for _ in 0..2 {
         bed.ok(&["worker", "stop", "web"]);
@@ -166,6 +172,16 @@ fn the_images_stop_signal_is_used() {
     let bed = Bed::new();
     let script = "trap 'echo got usr1; exit 3' USR1; trap 'echo got term; exit 4' TERM; echo ready; \
                   while :; do sleep 1 & wait $!; done";
+
+    /// The running worker `web`, which does that, and the reference of its image.
+    pub(super) fn web() -> (Bed, String, Daemon) {
+        let bed = Bed::new();
+        let reference = bed.script_image("web", SERVE);
+        bed.configure(&[bed.entry("web", &reference, &[])]);
+        let daemon = bed.daemon();
+        bed.wait_phase("web", Phase::Running);
+        (bed, reference, daemon)
+    }
     let config = json!({ "Entrypoint": ["/bin/sh", "-c", script], "StopSignal": "SIGUSR1" });
     let reference = bed.push("polite", &image(&[shell_layer()], config));
     bed.configure(&[bed.entry("polite", &reference, &[])]);

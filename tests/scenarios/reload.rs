@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use iii_protocol::api::{Phase, WorkerList};
 
 use super::bed::Bed;
-use super::lifecycle::SERVE;
+use super::lifecycle::{SERVE, web};
 
 fn list(bed: &Bed) -> WorkerList {
     serde_json::from_str(&bed.get("/v1/workers").unwrap()).unwrap()
@@ -106,11 +106,7 @@ fn a_broken_file_changes_nothing_and_is_shown_until_it_is_mended() {
 
 #[test]
 fn a_config_file_that_vanishes_stops_nothing() {
-    let bed = Bed::new();
-    let reference = bed.script_image("web", SERVE);
-    bed.configure(&[bed.entry("web", &reference, &[])]);
-    let _daemon = bed.daemon();
-    bed.wait_phase("web", Phase::Running);
+    let (bed, _, _daemon) = web();
     std::fs::remove_file(bed.config()).unwrap();
     bed.until("list says so", || list(&bed).config_error.is_some());
     assert_eq!(bed.status("web").unwrap().phase, Phase::Running);

@@ -131,12 +131,12 @@ pub(crate) fn start(fork: &Fork) -> Result<Forked, Failed> {
     // No signal finds its way here while another process is in this memory; that one clears the mask for itself.
     let failed = |errno| Failed { step: Step::Process, errno };
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map_err(failed)?;
-    // SAFETY: `become_it` is given a `Child` that lives on this stack frame, and a stack of its own whose end is
-    // aligned to 16 bytes (that of u128) as x86-64 and AArch64 want it. CLONE_VFORK keeps this thread from going on until
-    // the new process has executed something or has ended, so nothing it works with goes away or is used by two at a time: `child`
-    // and `stack` are not touched here meanwhile, and `&raw mut` makes the compiler see that they may have changed.
-    // Other threads go on; none knows of these two, and the new process changes no other memory (see
-    // `become_it`). `handle` is written by the kernel before the new process runs.
+    // SAFETY: `run` is given a `Child` that lives on this stack frame, and a stack of its own whose end is aligned to
+    // 16 bytes (that of u128) as x86-64 and AArch64 want it. CLONE_VFORK keeps this thread from going on until the
+    // new process has executed something or has ended, so nothing it works with goes away or is used by two at a time:
+    // `child` and `stack` are not touched here meanwhile, and `&raw mut` makes the compiler see that they may have
+    // changed. Other threads go on; none knows of these two, and the new process changes no other memory (see
+    // `prepare`). `handle` is written by the kernel before the new process runs.
     #[expect(unsafe_code, reason = "there is no safe way to run code in a new process")]
     let pid = unsafe {
         libc::clone(
@@ -186,34 +186,30 @@ extern "C" fn run(child: *mut c_void) -> c_int {
     // SAFETY: `start` passes a pointer to a `Child` that nobody else uses until this process has executed or ended.
     #[expect(unsafe_code, reason = "the C library passes a bare pointer")]
     let child = unsafe { &mut *child.cast::<Child<'_>>() };
-    child.failed = Some(become_it(child));
-    // The C library ends the process with what is returned here, without running what is to run at an exit.
-    FAILED
-}
-
-/// Returns only when it has failed.
-fn become_it(child: &Child<'_>) -> Failed {
-    match prepare(child) {
+    child.failed = Some(match prepare(child) {
         Err(failed) => failed,
         Ok(()) => execute(child),
-    }
+    });
+    // The C library ends the process with what is returned here, without running what is to run at an exit.
+    FAILED
 }
 
 fn check(step: Step, result: i64) -> Result<(), Failed> {
     if result >= 0 { Ok(()) } else { Err(Failed { step, errno: Errno::last() }) }
 }
 
+/// All but the program.
 fn prepare(child: &Child<'_>) -> Result<(), Failed> {
     let Child { fork, .. } = child;
     // SAFETY: this runs in a new process in the memory of another one, whose other threads go on, and one of them may
     // hold any lock. Nothing here takes one, allocates, frees or panics, and nothing is written but locals, `errno` of
-    // the thread that stands still for it, and memory of the kernel's about this process alone: without CLONE_FS, CLONE_FILES
-    // and CLONE_SIGHAND the working directory, umask, descriptors and signals are its own. write, setsid, umask, chdir, dup2, fcntl, signal,
-    // sigemptyset and sigprocmask are async-signal-safe by signal-safety(7). setrlimit, ioctl, prctl and
-    // `syscall` are not on that page, but in the C library they only pass their arguments on to the system call of that
-    // name. User and groups are changed by `syscall`, for the C library's wrappers change those of every thread. All
-    // pointers are to memory that `child` owns or to locals; strings end with NUL; `none` is read only after
-    // sigemptyset has filled it. SIG_DFL installs no handler.
+    // the thread that stands still for it, and memory of the kernel's about this process alone: without CLONE_FS,
+    // CLONE_FILES and CLONE_SIGHAND the working directory, umask, descriptors and signals are its own. write, setsid,
+    // umask, chdir, dup2, signal, sigemptyset and sigprocmask are async-signal-safe by signal-safety(7). setrlimit,
+    // ioctl, prctl and `syscall` are not on that page, but in the C library they only pass their arguments on to the
+    // system call of that name. User and groups are changed by `syscall`, for the C library's wrappers change those of
+    // every thread. All pointers are to memory that `child` owns or to locals; strings end with NUL; `none` is read
+    // only after sigemptyset has filled it. SIG_DFL installs no handler.
     #[expect(unsafe_code, reason = "see the head of this file")]
     unsafe {
         if let Some(procs) = &fork.cgroup {
@@ -256,6 +252,7 @@ fn prepare(child: &Child<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Returns only when it has failed.
 fn execute(child: &Child<'_>) -> Failed {
     let mut failed = Failed { step: Step::Exec(0), errno: Errno::ENOENT };
     let mut denied = false;

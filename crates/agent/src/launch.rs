@@ -95,15 +95,9 @@ pub(crate) fn launch(
 
 /// The process's ends, and the agent's.
 fn open_streams(streams: Streams) -> io::Result<([OwnedFd; 3], [Option<OwnedFd>; 3])> {
-    let mut null = None;
-    let mut open = |stream, is_input: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    let open = |stream, is_input: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         match stream {
-            Stream::Null => {
-                if null.is_none() {
-                    null = Some(OwnedFd::from(OpenOptions::new().read(true).write(true).open(NULL)?));
-                }
-                Ok((null.as_ref().ok_or(io::ErrorKind::NotFound)?.try_clone()?, None))
-            }
+            Stream::Null => Ok((OpenOptions::new().read(true).write(true).open(NULL)?.into(), None)),
             Stream::Pipe => {
                 let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
                 Ok(if is_input { (read, Some(write)) } else { (write, Some(read)) })

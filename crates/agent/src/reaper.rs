@@ -69,8 +69,8 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Starts a process, and calls `on_end` when it has ended, from the reaper's thread or from this one. Returns its number once
-    /// it has executed its program.
+    /// Starts a process, and calls `on_end` when it has ended, from the reaper's thread or from this one. Returns its
+    /// number once it has executed its program.
     pub(crate) fn spawn(
         &self,
         fork: &Fork,
@@ -82,24 +82,20 @@ impl Reaper {
         state.starting -= 1;
         state.spawned += 1;
         state.childless = false;
-        let result = forked.map(|forked| (forked.pid.cast_unsigned(), state.claim(&forked)));
+        self.changed.notify_all();
+        let claimed = forked.as_ref().ok().and_then(|forked| state.claim(forked));
         if state.starting == 0 {
             state.unclaimed.clear();
         }
-        let result = result.map(|(pid, ended)| match ended {
-            None => {
-                state.watched.insert(pid.cast_signed(), Box::new(on_end));
-                (pid, None)
+        let pid = forked?.pid;
+        match claimed {
+            Some(ended) => {
+                drop(state);
+                on_end(ended);
             }
-            Some(ended) => (pid, Some((ended, on_end))),
-        });
-        drop(state);
-        self.changed.notify_all();
-        let (pid, ended) = result?;
-        if let Some((ended, on_end)) = ended {
-            on_end(ended);
+            None => _ = state.watched.insert(pid, Box::new(on_end)),
         }
-        Ok(pid)
+        Ok(pid.cast_unsigned())
     }
 
     /// Does `it` if the started process `pid` was not reaped yet, so that the id still means it.

@@ -193,6 +193,22 @@ pub struct Exec {
     pub detach: bool,
 }
 
+impl Exec {
+    /// This program with these arguments, and nothing else asked for.
+    pub fn new(argv: impl IntoIterator<Item = impl Into<String>>) -> Exec {
+        Exec {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            terminal: None,
+            stdin: false,
+            timeout_ms: None,
+            detach: false,
+        }
+    }
+}
+
 /// A pseudo-terminal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

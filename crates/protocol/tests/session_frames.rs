@@ -45,19 +45,6 @@ fn end(name: &'static str, cause: EndCause) -> Golden {
     json(name, KIND_END, &End { cause })
 }
 
-fn least() -> Exec {
-    Exec {
-        argv: vec!["true".into()],
-        env: vec![],
-        cwd: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        timeout_ms: None,
-        detach: false,
-    }
-}
-
 fn all() -> Vec<Golden> {
     let text = |text: &str| text.to_owned();
     let size = TerminalSize { rows: 24, columns: 80 };
@@ -76,8 +63,8 @@ fn all() -> Vec<Golden> {
     let why = || (text("no such program: \u{7}"), Some(text("install it")));
     vec![
         open("open-exec", Task::Exec(whole)),
-        open("open-exec-least", Task::Exec(least())),
-        open("open-exec-detach", Task::Exec(Exec { terminal: unnamed, detach: true, ..least() })),
+        open("open-exec-least", Task::Exec(Exec::new(["true"]))),
+        open("open-exec-detach", Task::Exec(Exec { terminal: unnamed, detach: true, ..Exec::new(["true"]) })),
         open("open-pack", Task::Pack { path: text("/etc/."), follow: true }),
         open("open-unpack-inside", unpack(Layout::Inside, false)),
         open("open-unpack-as", unpack(Layout::As { contents: true }, true)),
@@ -181,7 +168,7 @@ fn what_may_be_left_out_has_its_default() {
     fn is<T: DeserializeOwned + PartialEq + Debug>(json: &str, value: &T) {
         assert_eq!(&serde_json::from_str::<T>(json).expect(json), value);
     }
-    is(r#"{"kind":"exec","argv":["true"]}"#, &Task::Exec(least()));
+    is(r#"{"kind":"exec","argv":["true"]}"#, &Task::Exec(Exec::new(["true"])));
     is(r#"{"kind":"pack","path":"/a"}"#, &Task::Pack { path: "/a".into(), follow: false });
     let unpack = Task::Unpack { path: "/a".into(), layout: Layout::Inside, owners: false };
     is(r#"{"kind":"unpack","path":"/a","layout":{"layout":"inside"}}"#, &unpack);

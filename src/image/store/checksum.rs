@@ -30,8 +30,9 @@ pub(super) fn checksum(disk: &File, progress: &mut dyn FnMut(u64)) -> io::Result
         at = at.max(data.start - data.start % BLOCK_BYTES as u64);
         while at < data.end {
             progress(at);
-            let read = read_up_to(disk, &mut buffer, at)?;
-            for (index, block) in buffer[..read].chunks(BLOCK_BYTES).enumerate() {
+            let portion = &mut buffer[..READ_BYTES.min(usize::try_from(length - at).unwrap_or(READ_BYTES))];
+            disk.read_exact_at(portion, at)?;
+            for (index, block) in portion.chunks(BLOCK_BYTES).enumerate() {
                 if *block != ZEROS[..block.len()] {
                     sum.update((at / BLOCK_BYTES as u64 + index as u64).to_le_bytes());
                     sum.update(block);
@@ -42,20 +43,6 @@ pub(super) fn checksum(disk: &File, progress: &mut dyn FnMut(u64)) -> io::Result
     }
     progress(length);
     Ok(Digest::finish(sum))
-}
-
-/// As many bytes as there are, up to the buffer's length.
-fn read_up_to(disk: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match disk.read_at(&mut buffer[filled..], at + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]

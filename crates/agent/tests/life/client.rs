@@ -28,16 +28,7 @@ pub(crate) fn worker_of(workload: ProcessPlan) -> Shim {
 }
 
 pub(crate) fn exec(argv: &[&str]) -> Exec {
-    Exec {
-        argv: argv.iter().map(|&word| word.to_owned()).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        terminal: None,
-        stdin: false,
-        timeout_ms: None,
-        detach: false,
-    }
+    Exec::new(argv.iter().copied())
 }
 
 pub(crate) fn script(text: &str) -> Exec {
