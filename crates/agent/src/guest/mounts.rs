@@ -92,8 +92,11 @@ const SYSTEM_MOUNTS: [SystemMount; 7] = [
     ("/dev/pts", "devpts", NOSUID.union(NOEXEC), "newinstance,ptmxmode=0666,mode=0620,gid=5", true),
     ("/dev/shm", "tmpfs", NOSUID.union(NODEV).union(NOEXEC), "mode=1777", true),
     ("/dev/mqueue", "mqueue", NOSUID.union(NODEV).union(NOEXEC), "", false),
-    ("/sys/fs/cgroup", "cgroup2", NOSUID.union(NODEV).union(NOEXEC), "", false),
+    // `favordynmods`: a process enters a group at once. Otherwise the kernel waits for an RCU grace period first, which
+    // is most of the time of a short command.
+    ("/sys/fs/cgroup", CGROUPS, NOSUID.union(NODEV).union(NOEXEC), "favordynmods", false),
 ];
+const CGROUPS: &str = "cgroup2";
 
 /// Names that shells and programs expect in /dev and devtmpfs does not make.
 const DEVICE_LINKS: [(&str, &str); 4] = [
@@ -154,7 +157,12 @@ pub(crate) fn enter_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
     sys.switch_root(ROOT).map_err(|error| failed("mounts", "switching the root", &error))?;
     for row in SYSTEM_MOUNTS {
         let mount = system_mount(row);
-        match place(sys, &mount) {
+        let mut placed = place(sys, &mount);
+        if placed.is_err() && row.1 == CGROUPS {
+            // A kernel before 6.0.
+            placed = place(sys, &Mount { data: String::new(), ..mount.clone() });
+        }
+        match placed {
             Err(error) if row.4 => return Err(failed("mounts", &mount, &error)),
             Err(error) => console::say(format_args!("going on without {mount}: {error}")),
             Ok(()) => {}

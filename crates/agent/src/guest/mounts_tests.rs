@@ -109,7 +109,7 @@ fn a_workload_finds_the_system_mounts_in_place() {
             "mount devpts devpts /dev/pts [ms_nosuid,ms_noexec] newinstance,ptmxmode=0666,mode=0620,gid=5",
             "mount tmpfs tmpfs /dev/shm [ms_nosuid,ms_nodev,ms_noexec] mode=1777",
             "mount mqueue mqueue /dev/mqueue [ms_nosuid,ms_nodev,ms_noexec] ",
-            "mount cgroup2 cgroup2 /sys/fs/cgroup [ms_nosuid,ms_nodev,ms_noexec] ",
+            "mount cgroup2 cgroup2 /sys/fs/cgroup [ms_nosuid,ms_nodev,ms_noexec] favordynmods",
             "mount tmpfs tmpfs /run [ms_nosuid,ms_nodev] mode=0755",
             "mount tmpfs tmpfs /tmp [ms_nosuid,ms_nodev] mode=1777",
             "link /dev/fd /proc/self/fd",
@@ -160,6 +160,15 @@ fn a_kernel_without_message_queues_still_boots_and_one_without_proc_does_not() {
     let mut sys = Recorder { refuses: Some("mount proc"), ..Recorder::default() };
     let error = enter_root(&mut sys).unwrap_err();
     assert_eq!((error.what.as_str(), &error.message[..21]), ("mounts", "proc on /proc as proc"));
+}
+
+#[test]
+fn a_kernel_that_does_not_know_favordynmods_has_cgroups_all_the_same() {
+    let mut sys = Recorder { refuses: Some("favordynmods"), ..Recorder::default() };
+    enter_root(&mut sys).expect("plan");
+    let mount = "mount cgroup2 cgroup2 /sys/fs/cgroup [ms_nosuid,ms_nodev,ms_noexec] ";
+    let tries: Vec<_> = sys.calls.iter().filter(|call| call.starts_with("mount cgroup2")).collect();
+    assert_eq!(tries, [&format!("{mount}favordynmods"), mount]);
 }
 
 #[test]
