@@ -46,8 +46,9 @@ use sessions::Sessions;
 use signals::Signals;
 use socket::{Place, SocketError};
 
-/// Threads of the daemon's runtime: the control plane is idle nearly always.
-const WORKER_THREADS: usize = 2;
+/// Threads of the daemon's runtime. The control plane is idle nearly always, and where there are two, each event wakes
+/// both.
+const WORKER_THREADS: usize = 1;
 /// How long a polite stop may take before the slow ones are told, and then between such tellings.
 const SLOW_NOTICE: Duration = Duration::from_secs(2);
 /// How long the last lines may take to be printed.
