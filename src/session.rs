@@ -15,12 +15,16 @@
 //! for longer than the window both outputs share. Dropping [`Ending`] closes the connection, whatever other
 //! parts are still there: the agent then ends what belongs to the session.
 
+mod outgoing;
+mod passage;
+
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length, header};
+use bytes::{Bytes, BytesMut};
+use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length};
 use iii_protocol::session::{
     End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
     KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
@@ -29,6 +33,9 @@ use iii_protocol::session::{
 };
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
+
+use outgoing::Outgoing;
+use passage::{Exit, Passage, Passed, read_some};
 
 /// How many pieces of input may wait for the window; each is what the caller made it.
 pub const INPUT_QUEUE: usize = 2;
@@ -120,13 +127,20 @@ pub struct Output {
     // Has no limit of its own: the window is one.
     bytes: mpsc::UnboundedReceiver<Bytes>,
     taken: Arc<Taken>,
+    exit: Arc<Exit>,
     last: usize,
 }
 
 impl Output {
+    /// Says that all bytes go into this pipe, in the end: those that come while none is being dealt with may be passed on
+    /// there without being asked for. For standard output, once.
+    pub fn goes_to(&self, pipe: File) {
+        let _ = self.exit.pipe.set(pipe);
+    }
+
     /// The next bytes, as they came; `None` at the end. Asking says that those before were dealt with.
     pub async fn next(&mut self) -> Option<Bytes> {
-        self.taken.add(std::mem::take(&mut self.last));
+        self.dealt_with();
         let bytes = self.bytes.recv().await?;
         self.last = bytes.len();
         Some(bytes)
@@ -134,10 +148,16 @@ impl Output {
 
     /// Likewise, from a thread outside of any runtime.
     pub fn blocking_next(&mut self) -> Option<Bytes> {
-        self.taken.add(std::mem::take(&mut self.last));
+        self.dealt_with();
         let bytes = self.bytes.blocking_recv()?;
         self.last = bytes.len();
         Some(bytes)
+    }
+
+    fn dealt_with(&mut self) {
+        let bytes = std::mem::take(&mut self.last);
+        self.exit.behind.fetch_sub(bytes, Ordering::Release);
+        self.taken.add(bytes);
     }
 }
 
@@ -225,10 +245,11 @@ pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Sessio
     let (started_sender, started) = oneshot::channel();
     let (mut end_sender, end) = oneshot::channel();
     let taken = Arc::<Taken>::default();
+    let exits: [Arc<Exit>; 2] = Default::default();
     let mut mover = Mover {
         stream,
         incoming: received,
-        outgoing: unsent,
+        outgoing: Outgoing::new(unsent),
         can_write: true,
         input: Some(input),
         pending: Bytes::new(),
@@ -236,6 +257,8 @@ pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Sessio
         receive_window: ReceiveWindow::default(),
         outputs: [Some(stdout_sender), Some(stderr_sender)],
         started: Some(started_sender),
+        exits: exits.clone(),
+        passage: Passage::to(exits[0].clone()),
         taken: taken.clone(),
     };
     tokio::spawn(async move {
@@ -246,11 +269,12 @@ pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Sessio
         };
         let _ = end_sender.send(result);
     });
-    let output = |bytes| Output { bytes, taken: taken.clone(), last: 0 };
+    let [stdout_exit, stderr_exit] = exits;
+    let output = |bytes, exit| Output { bytes, taken: taken.clone(), exit, last: 0 };
     Session {
         input: Input { fed },
-        stdout: output(stdout),
-        stderr: output(stderr),
+        stdout: output(stdout, stdout_exit),
+        stderr: output(stderr, stderr_exit),
         control: Control { frames },
         started,
         ending: Ending { end },
@@ -262,7 +286,7 @@ struct Mover {
     stream: UnixStream,
     /// What was read and is not yet a whole frame.
     incoming: BytesMut,
-    outgoing: BytesMut,
+    outgoing: Outgoing,
     /// False once a write has failed: what is still to be read counts all the same.
     can_write: bool,
     /// `None` after its end, or when nobody reads it.
@@ -273,6 +297,8 @@ struct Mover {
     receive_window: ReceiveWindow,
     /// STDOUT and STDERR; `None` when nobody reads them.
     outputs: [Option<mpsc::UnboundedSender<Bytes>>; 2],
+    exits: [Arc<Exit>; 2],
+    passage: Passage,
     started: Option<oneshot::Sender<Started>>,
     taken: Arc<Taken>,
 }
@@ -286,7 +312,7 @@ impl Mover {
                 return Ok(end);
             }
             self.put_pending();
-            self.write()?;
+            self.write();
             let room = self.outgoing.len() < MAX_OUTGOING_BYTES;
             let wants_input = room && self.pending.is_empty() && self.send_window.room() > 0;
             tokio::select! {
@@ -296,7 +322,7 @@ impl Mover {
                 }
                 _ = self.stream.writable(), if self.can_write && !self.outgoing.is_empty() => {}
                 frame = control.recv(), if room && has_control => match frame {
-                    Some(frame) => self.put(frame.kind, &frame.payload),
+                    Some(frame) => self.outgoing.put(frame.kind, frame.payload.into()),
                     None => has_control = false,
                 },
                 fed = receive(&mut self.input), if wants_input => self.feed(fed),
@@ -307,14 +333,6 @@ impl Mover {
         }
     }
 
-    fn put(&mut self, kind: u8, payload: &[u8]) {
-        // Only OPEN could be too long, and that was looked at.
-        if let Ok(header) = header(kind, payload.len()) {
-            self.outgoing.extend_from_slice(&header);
-            self.outgoing.extend_from_slice(payload);
-        }
-    }
-
     fn put_pending(&mut self) {
         while !self.pending.is_empty() && self.outgoing.len() < MAX_OUTGOING_BYTES {
             let portion = self.pending.len().min(self.send_window.room()).min(MAX_DATA_BYTES);
@@ -322,8 +340,7 @@ impl Mover {
                 return;
             }
             self.send_window.sent(portion);
-            let bytes = self.pending.split_to(portion);
-            self.put(KIND_STDIN, &bytes);
+            self.outgoing.put(KIND_STDIN, self.pending.split_to(portion));
         }
     }
 
@@ -331,7 +348,7 @@ impl Mover {
         match fed {
             Some(Fed::Bytes(bytes)) => self.pending = bytes,
             Some(Fed::End) => {
-                self.put(KIND_STDIN_END, &[]);
+                self.outgoing.put(KIND_STDIN_END, Bytes::new());
                 self.input = None;
             }
             None => self.input = None,
@@ -340,38 +357,58 @@ impl Mover {
 
     fn credit(&mut self) {
         if let Some(credit) = self.receive_window.taken(self.taken.bytes.swap(0, Ordering::Relaxed)) {
-            self.put(KIND_CREDIT, &credit_payload(credit));
+            self.outgoing.put(KIND_CREDIT, Bytes::copy_from_slice(&credit_payload(credit)));
         }
     }
 
     fn close_output(&mut self, which: usize, kind: u8) {
         self.outputs[which] = None;
-        self.put(kind, &[]);
+        self.outgoing.put(kind, Bytes::new());
     }
 
-    fn write(&mut self) -> Result<(), Lost> {
-        while self.can_write && !self.outgoing.is_empty() {
-            match self.stream.try_write(&self.outgoing) {
-                Ok(written) => self.outgoing.advance(written),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                // The last words may be here all the same: reading tells.
-                Err(_) => self.can_write = false,
-            }
-        }
+    fn write(&mut self) {
+        // The last words may be here all the same: reading tells.
+        self.can_write = self.can_write && self.outgoing.write(&self.stream).is_ok();
         if !self.can_write {
             self.outgoing.clear();
+        }
+    }
+
+    fn read(&mut self) -> Result<(), Lost> {
+        if self.passage.left() > 0 {
+            return self.pass();
+        }
+        let most = if self.incoming.is_empty() && self.passage.is_open() { HEADER_BYTES } else { READ_BYTES };
+        self.incoming.reserve(most);
+        read_some(&self.stream, &mut self.incoming, most)?;
+        if let Some(bytes) = self.passage.enter(&self.incoming).map_err(broken)? {
+            self.receive_window.received(bytes).map_err(broken)?;
+            self.incoming.clear();
         }
         Ok(())
     }
 
-    fn read(&mut self) -> Result<(), Lost> {
-        self.incoming.reserve(READ_BYTES);
-        match self.stream.try_read_buf(&mut self.incoming) {
-            Ok(0) => Err(Lost::Disconnected),
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(Lost::Disconnected),
+    /// The payload of a frame of output: into the caller's pipe if it takes it, or else to the reader.
+    fn pass(&mut self) -> Result<(), Lost> {
+        if self.outputs[0].is_some() {
+            match self.passage.pass(&self.stream) {
+                Passed::Bytes(bytes) => {
+                    self.taken.bytes.fetch_add(bytes, Ordering::Relaxed);
+                    self.credit();
+                    return Ok(());
+                }
+                Passed::End => return Err(Lost::Disconnected),
+                Passed::Nothing => {}
+            }
         }
+        let left = self.passage.left();
+        let mut payload = BytesMut::with_capacity(left);
+        read_some(&self.stream, &mut payload, left)?;
+        self.passage.read(payload.len());
+        if !payload.is_empty() {
+            self.deliver(0, payload.freeze());
+        }
+        Ok(())
     }
 
     fn take_frames(&mut self) -> Result<Option<End>, Lost> {
@@ -387,7 +424,10 @@ impl Mover {
 
     fn take(&mut self, kind: u8, payload: Bytes) -> Result<Option<End>, Lost> {
         match kind {
-            KIND_STDOUT => self.output(0, payload)?,
+            KIND_STDOUT => {
+                self.passage.saw(payload.len());
+                self.output(0, payload)?;
+            }
             KIND_STDERR => self.output(1, payload)?,
             KIND_CREDIT => {
                 let bytes = parse_credit(&payload).ok_or_else(|| broken("credit without a number"))?;
@@ -416,12 +456,19 @@ impl Mover {
             return Ok(());
         }
         self.receive_window.received(bytes).map_err(broken)?;
+        self.deliver(which, payload);
+        Ok(())
+    }
+
+    /// Hands bytes to the reader of an output, which the window has counted.
+    fn deliver(&mut self, which: usize, payload: Bytes) {
+        let bytes = payload.len();
+        self.exits[which].behind.fetch_add(bytes, Ordering::Relaxed);
         let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload).is_ok());
         if !sent {
             // Thrown away; the other stream still needs the room.
             self.taken.add(bytes);
         }
-        Ok(())
     }
 }
 
@@ -449,7 +496,7 @@ mod tests {
     use std::os::unix::net::UnixStream as StdUnixStream;
 
     use iii_protocol::frame::read_frame;
-    use iii_protocol::session::WINDOW_BYTES;
+    use iii_protocol::session::{EndCause, WINDOW_BYTES};
 
     use super::*;
 
@@ -479,5 +526,77 @@ mod tests {
         assert!(session.stdout.next().await.is_some());
         drop(session.stdout);
         agent.await.unwrap();
+    }
+
+    /// Sizes of frames of output, in turn: those that may be passed on, and those that are read.
+    const SIZES: [usize; 6] = [MAX_DATA_BYTES - 4096, 100_000, 3, MAX_DATA_BYTES, 40_000, 1];
+    const ROUNDS: usize = 60;
+
+    /// Says much on both outputs, within the window, and END. Returns what standard output was.
+    fn talk(agent: &mut StdUnixStream) -> Vec<u8> {
+        let (mut whole, mut window) = (Vec::new(), SendWindow::default());
+        for round in 0..ROUNDS {
+            let size = SIZES[round % SIZES.len()];
+            let payload: Vec<u8> = (0..size).map(|at| ((whole.len() + at) / 251) as u8).collect();
+            whole.extend(&payload);
+            let errors = Frame { kind: KIND_STDERR, payload: vec![round as u8; round % 5] };
+            for frame in [Frame { kind: KIND_STDOUT, payload }, errors] {
+                while window.room() < frame.payload.len() {
+                    let credit = read_frame(agent).unwrap().unwrap();
+                    window.credited(parse_credit(&credit.payload).unwrap()).unwrap();
+                }
+                window.sent(frame.payload.len());
+                agent.write_all(&frame.to_bytes().unwrap()).unwrap();
+            }
+        }
+        let end = Frame::json(KIND_END, &End { cause: EndCause::Exit { code: 0 } });
+        agent.write_all(&end.to_bytes().unwrap()).unwrap();
+        whole
+    }
+
+    /// What a reader who takes `slice` bytes at a time gets of [`talk`] through a pipe.
+    async fn through_a_pipe(slice: usize) -> (Vec<u8>, Vec<u8>) {
+        let (ours, mut agent) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let session = start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new());
+        let Session { mut stdout, mut stderr, mut ending, .. } = session;
+        let (mut reader, writer) = io::pipe().unwrap();
+        stdout.goes_to(File::from(std::os::fd::OwnedFd::from(writer.try_clone().unwrap())));
+        let its = tokio::task::spawn_blocking(move || talk(&mut agent));
+        let writes = tokio::task::spawn_blocking(move || {
+            let mut writer = writer;
+            while let Some(bytes) = stdout.blocking_next() {
+                writer.write_all(&bytes).unwrap();
+            }
+        });
+        let errors = tokio::task::spawn_blocking(move || {
+            let mut count = 0;
+            while let Some(bytes) = stderr.blocking_next() {
+                count += bytes.len();
+            }
+            count
+        });
+        let reads = tokio::task::spawn_blocking(move || {
+            let (mut got, mut part) = (Vec::new(), vec![0; slice]);
+            loop {
+                match io::Read::read(&mut reader, &mut part).unwrap() {
+                    0 => return got,
+                    count => got.extend(&part[..count]),
+                }
+                std::thread::yield_now();
+            }
+        });
+        assert!(ending.wait().await.is_ok());
+        writes.await.unwrap();
+        assert_eq!(errors.await.unwrap(), (0..ROUNDS).map(|round| round % 5).sum::<usize>());
+        (its.await.unwrap(), reads.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn output_comes_whole_and_in_order_through_a_pipe_however_it_is_read() {
+        for slice in [1 << 20, 5000] {
+            let (said, got) = through_a_pipe(slice).await;
+            assert!(said == got, "{} of {} bytes, {slice} at a time", got.len(), said.len());
+        }
     }
 }

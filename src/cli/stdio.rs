@@ -2,16 +2,16 @@
 //! all the exit.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use iii_protocol::session::MAX_DATA_BYTES;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{fstat, makedev};
+use rustix::buffer::spare_capacity;
 use tokio::sync::oneshot;
 
 use super::copy::Passed;
@@ -28,6 +28,14 @@ pub enum Copied {
     Failed(io::Error),
 }
 
+/// Bytes of input that are not left in the buffer they were read into, which is much larger.
+const COPIED_BYTES: usize = 4096;
+
+/// Whether this is a pipe.
+pub fn is_pipe(file: impl AsFd) -> bool {
+    fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFIFO)
+}
+
 /// Whether this is `/dev/null`.
 pub fn is_null(file: impl AsFd) -> bool {
     // Its device number, by Linux's list of devices.
@@ -39,14 +47,21 @@ pub fn is_null(file: impl AsFd) -> bool {
 pub fn feed(stdin: File, mut input: Input, passed: Passed) -> io::Result<oneshot::Receiver<io::Error>> {
     let (failed, error) = oneshot::channel();
     let run = move || {
-        let mut buffer = vec![0; MAX_DATA_BYTES];
         loop {
-            match retrying(&stdin, PollFlags::POLLIN, |mut stdin| stdin.read(&mut buffer)) {
+            // Sent from where it lies, so there is one for each read.
+            let mut buffer = Vec::with_capacity(MAX_DATA_BYTES);
+            match retrying(&stdin, PollFlags::POLLIN, |stdin| {
+                Ok(rustix::io::read(stdin, spare_capacity(&mut buffer))?)
+            }) {
                 Ok(0) => break,
                 // A terminal that has hung up.
                 Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => break,
                 Ok(read) => {
-                    if input.blocking_send(Bytes::copy_from_slice(&buffer[..read])).is_err() {
+                    if read < COPIED_BYTES {
+                        // Not worth what it has besides.
+                        buffer.shrink_to_fit();
+                    }
+                    if input.blocking_send(buffer.into()).is_err() {
                         return;
                     }
                     passed.fetch_add(read as u64, Ordering::Relaxed);

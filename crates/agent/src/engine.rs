@@ -166,7 +166,7 @@ fn follow(connection: &Arc<Connection>, inbound: &Inbound, outbound: &Outbound) 
     while let Ok(Some(frame)) = read_frame(&mut stream) {
         let goes_on = match frame.kind {
             KIND_DATA if frame.payload.len() <= MAX_DATA_BYTES && !inbound.has_ended() => {
-                inbound.push(frame.payload).is_ok()
+                inbound.push(&frame.payload).is_ok()
             }
             KIND_END if frame.payload.is_empty() => {
                 inbound.end();

@@ -5,7 +5,7 @@
 //! would be reaped and lost.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
@@ -61,6 +61,19 @@ pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just made this descriptor for us, and nothing else knows of it.
     #[expect(unsafe_code, reason = "see above")]
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How many bytes can be read from a pipe right now.
+pub(crate) fn readable_bytes(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, and `bytes` is a valid, writable one for the whole call that nothing else
+    // refers to.
+    #[expect(unsafe_code, reason = "no safe wrapper asks this")]
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Another descriptor of the same open file as the number `fd`, closed on exec.

@@ -152,6 +152,12 @@ pub fn frame_length(bytes: &[u8], limit: usize) -> Result<Option<usize>, FrameEr
     Ok((bytes.len() >= length).then_some(length))
 }
 
+/// Takes [`header`] apart: the kind, and how many bytes of payload come behind it.
+pub fn parse_header(bytes: [u8; HEADER_BYTES]) -> Result<(u8, usize), FrameError> {
+    let [a, b, c, d, kind] = bytes;
+    Ok((kind, announced_length([a, b, c, d])? - 1))
+}
+
 fn announced_length(header: [u8; 4]) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(header) as usize;
     match length {
@@ -163,11 +169,17 @@ fn announced_length(header: [u8; 4]) -> Result<usize, FrameError> {
 
 /// Reads one frame from a blocking stream; `None` at a clean end.
 pub fn read_frame(stream: &mut impl Read) -> Result<Option<Frame>, FrameError> {
+    let mut frame = Frame { kind: 0, payload: Vec::new() };
+    Ok(read_frame_into(stream, &mut frame)?.then_some(frame))
+}
+
+/// Likewise, into the memory of an earlier frame; `false` at a clean end.
+pub fn read_frame_into(stream: &mut impl Read, frame: &mut Frame) -> Result<bool, FrameError> {
     let mut header = [0u8; 4];
     let mut have = 0;
     while have < header.len() {
         match stream.read(&mut header[have..]) {
-            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) if have == 0 => return Ok(false),
             Ok(0) => return Err(FrameError::Truncated { have }),
             Ok(n) => have += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -182,9 +194,10 @@ pub fn read_frame(stream: &mut impl Read) -> Result<Option<Frame>, FrameError> {
     // The kind apart, so that the payload need not be moved.
     let mut kind = [0u8];
     stream.read_exact(&mut kind).map_err(truncated)?;
-    let mut payload = vec![0u8; length - 1];
-    stream.read_exact(&mut payload).map_err(truncated)?;
-    Ok(Some(Frame { kind: kind[0], payload }))
+    frame.kind = kind[0];
+    frame.payload.resize(length - 1, 0);
+    stream.read_exact(&mut frame.payload).map_err(truncated)?;
+    Ok(true)
 }
 
 /// Writes one frame to a blocking stream, in one write.

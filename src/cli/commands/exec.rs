@@ -207,6 +207,9 @@ impl Running {
             Some(_) => RawMode::enter().map_err(cannot("make the terminal raw"))?,
             None => None,
         };
+        if stdio::is_pipe(&streams.stdout) {
+            stdout.goes_to(streams.stdout.try_clone().map_err(cannot("use standard output"))?);
+        }
         let drain =
             |output, target, name| tokio::spawn(stdio::drain(output, target, name, Passed::default()));
         let outputs = [drain(stdout, streams.stdout, "stdout"), drain(stderr, streams.stderr, "stderr")];

@@ -159,7 +159,7 @@ fn take_pipes([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<(Outp
         }
         None => None,
     };
-    Ok((Output { stdout, stderr }, input))
+    Ok((Output { stdout, stderr, piped: true }, input))
 }
 
 fn plan(

@@ -5,8 +5,53 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use iii_protocol::frame::{Frame, HEADER_BYTES, encode};
+use iii_protocol::frame::{Frame, HEADER_BYTES, encode, header};
+use iii_protocol::session::MAX_DATA_BYTES;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::socket::{Shutdown, shutdown};
+use nix::unistd::pipe2;
+
+/// A pipe that is empty between two frames: pages of another pipe go through it, behind their header.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    read: File,
+    write: File,
+}
+
+impl Relay {
+    pub(crate) fn new() -> io::Result<Relay> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        // As much as one frame; a pipe that may not grow works as well.
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(MAX_DATA_BYTES as i32));
+        Ok(Relay { read: read.into(), write: write.into() })
+    }
+
+    /// Moves `missing` bytes from `pipe` to `target`, behind the `inside` ones that are in here.
+    fn carry(&self, pipe: &File, mut missing: usize, target: &File, mut inside: usize) -> io::Result<()> {
+        while inside + missing > 0 {
+            while missing > 0 {
+                match splice(pipe, None, &self.write, None, missing, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                    // Somebody else has read what was there.
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(moved) => (missing, inside) = (missing - moved, inside + moved),
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) if inside > 0 => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            while inside > 0 {
+                match splice(&self.read, None, target, None, inside, SpliceFFlags::empty()) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(moved) => inside -= moved,
+                    Err(Errno::EINTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 /// One connected stream socket, read by one thread and written by several.
 #[derive(Debug)]
@@ -49,6 +94,17 @@ impl Connection {
         (&self.stream).write_all(&std::mem::take(&mut *held_back))
     }
 
+    /// Sends one frame with the next so many bytes of a pipe, which are there and have no other reader. They are not
+    /// copied to here, but go through `relay`.
+    pub(crate) fn send_piped(&self, kind: u8, pipe: &File, bytes: usize, relay: &Relay) -> io::Result<()> {
+        let header = header(kind, bytes).map_err(io::Error::other)?;
+        let mut held_back = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = std::mem::take(&mut *held_back);
+        first.extend_from_slice(&header);
+        (&relay.write).write_all(&first)?;
+        relay.carry(pipe, bytes, &self.stream, first.len())
+    }
+
     /// Sends one control frame together with the next one, or with [`Connection::send_held_back`].
     pub(crate) fn hold_back<T: serde::Serialize>(&self, kind: u8, value: &T) -> io::Result<()> {
         let frame = Frame::json(kind, value);
@@ -65,5 +121,51 @@ impl Connection {
     pub(crate) fn close(&self) {
         // An error means that the peer has done so already.
         let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::pipe;
+    use std::os::unix::net::UnixStream;
+
+    use iii_protocol::frame::read_frame;
+    use iii_protocol::session::{KIND_STARTED, KIND_STDOUT, Started};
+
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_pipe_become_one_frame_behind_what_was_held_back() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours.into());
+        let relay = Relay::new().unwrap();
+        let (reader, writer) = pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+        let (reader, mut writer) = (File::from(OwnedFd::from(reader)), File::from(OwnedFd::from(writer)));
+        let started = Started { session: 1, pid: 2 };
+        connection.hold_back(KIND_STARTED, &started).unwrap();
+        let receiver = std::thread::spawn(move || {
+            let mut frames = Vec::new();
+            while let Some(frame) = read_frame(&mut theirs).unwrap() {
+                frames.push(frame);
+            }
+            frames
+        });
+        let mut wanted = Vec::new();
+        for round in 0..20u8 {
+            // More pieces than the relay has room for at a time, and none of a page.
+            let bytes: Vec<u8> = (0..200_000u32).map(|at| (at / 7) as u8 ^ round).collect();
+            for piece in bytes.chunks(997) {
+                writer.write_all(piece).unwrap();
+            }
+            connection.send_piped(KIND_STDOUT, &reader, 150_000, &relay).unwrap();
+            connection.send(KIND_STDOUT, b"between").unwrap();
+            connection.send_piped(KIND_STDOUT, &reader, 50_000, &relay).unwrap();
+            wanted.extend([bytes[..150_000].to_vec(), b"between".to_vec(), bytes[150_000..].to_vec()]);
+        }
+        connection.close();
+        let frames = receiver.join().unwrap();
+        assert_eq!(frames[0].parse::<Started>().unwrap(), started);
+        assert!(frames[1..].iter().map(|frame| &frame.payload).eq(&wanted));
     }
 }

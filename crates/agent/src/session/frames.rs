@@ -4,7 +4,7 @@
 use std::io::BufReader;
 use std::sync::Arc;
 
-use iii_protocol::frame::{Frame, FrameError, read_frame};
+use iii_protocol::frame::{Frame, FrameError, read_frame_into};
 use iii_protocol::session::{
     self, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_KILL, KIND_RESIZE, KIND_SIGNAL, KIND_STDIN,
     KIND_STDIN_END, MAX_DATA_BYTES, TerminalSize, TooMuchCredit, WindowExceeded, parse_credit,
@@ -63,14 +63,15 @@ enum Violation {
 
 /// Does what the client says until it has left or broken the contract, which is the same.
 pub(super) fn follow(stream: &mut FrameStream, lines: &Lines, controls: &dyn Controls) {
-    while let Ok(Some(frame)) = read_frame(stream) {
-        if obey(frame, lines, controls).is_err() {
+    let mut frame = Frame { kind: 0, payload: Vec::new() };
+    while let Ok(true) = read_frame_into(stream, &mut frame) {
+        if obey(&frame, lines, controls).is_err() {
             return;
         }
     }
 }
 
-fn obey(frame: Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Violation> {
+fn obey(frame: &Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Violation> {
     let kind = frame.kind;
     let empty = |frame: &Frame| if frame.payload.is_empty() { Ok(()) } else { Err(Violation::Payload(kind)) };
     match kind {
@@ -82,10 +83,12 @@ fn obey(frame: Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Viol
             if frame.payload.len() > MAX_DATA_BYTES {
                 return Err(Violation::Payload(kind));
             }
-            lines.inbound.push(frame.payload)?;
+            let passed_on = lines.inbound.push(&frame.payload)?;
+            // A connection that is lost is seen by the next read.
+            let _ = lines.inbound.taken(passed_on, &lines.connection);
         }
         KIND_STDIN_END => {
-            empty(&frame)?;
+            empty(frame)?;
             lines.inbound.end();
         }
         KIND_SIGNAL => {
@@ -97,7 +100,7 @@ fn obey(frame: Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Viol
         }
         KIND_RESIZE => controls.resize(frame.parse()?),
         KIND_KILL => {
-            empty(&frame)?;
+            empty(frame)?;
             controls.kill();
         }
         KIND_CREDIT => {
@@ -105,12 +108,12 @@ fn obey(frame: Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Viol
             lines.outbound.credited(bytes)?;
         }
         KIND_CLOSE_STDOUT => {
-            empty(&frame)?;
+            empty(frame)?;
             lines.outbound.close_stdout();
             controls.close_stdout();
         }
         KIND_CLOSE_STDERR => {
-            empty(&frame)?;
+            empty(frame)?;
             lines.outbound.close_stderr();
         }
         other => return Err(Violation::Kind(other)),

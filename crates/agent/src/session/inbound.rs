@@ -1,7 +1,8 @@
 //! Standard input on its way: the bytes that the client sent and nobody took yet, at most one window of them.
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iii_protocol::session::{KIND_CREDIT, MAX_DATA_BYTES, ReceiveWindow, WindowExceeded, credit_payload};
@@ -23,6 +24,10 @@ struct State {
     queue: VecDeque<Vec<u8>>,
     ended: bool,
     cancelled: bool,
+    /// Where the consumer writes to, which does not block.
+    door: Option<File>,
+    /// The consumer has passed on all that it was given.
+    idle: bool,
 }
 
 /// What the consumer gets next.
@@ -45,19 +50,38 @@ impl Inbound {
         Ok(Inbound { state: Mutex::default(), wake })
     }
 
-    /// Bytes from the client.
-    pub(crate) fn push(&self, bytes: Vec<u8>) -> Result<(), WindowExceeded> {
+    /// Lets bytes through this door whenever the consumer has nothing to do, instead of waking it: what it writes to,
+    /// a file that does not block.
+    pub(crate) fn open_door(&self, door: File) {
+        self.lock().door = Some(door);
+    }
+
+    /// Nothing goes through any more.
+    pub(crate) fn close_door(&self) {
+        self.lock().door = None;
+    }
+
+    /// Bytes from the client. Returns how many went through the door; the consumer gets the others.
+    pub(crate) fn push(&self, bytes: &[u8]) -> Result<usize, WindowExceeded> {
         let mut state = self.lock();
         state.window.received(bytes.len())?;
+        let through = match &state.door {
+            // An error is for the consumer to see.
+            Some(door) if state.idle && state.queue.is_empty() => (&*door).write(bytes).unwrap_or(0),
+            _ => 0,
+        };
+        let rest = &bytes[through..];
+        if rest.is_empty() {
+            return Ok(through);
+        }
         // Small pieces are joined, so that the window bounds the memory whatever the pieces are.
         match state.queue.back_mut() {
-            Some(last) if last.len() + bytes.len() <= MAX_DATA_BYTES => last.extend_from_slice(&bytes),
-            _ if bytes.is_empty() => {}
-            _ => state.queue.push_back(bytes),
+            Some(last) if last.len() + rest.len() <= MAX_DATA_BYTES => last.extend_from_slice(rest),
+            _ => state.queue.push_back(rest.to_vec()),
         }
         drop(state);
         self.poke();
-        Ok(())
+        Ok(through)
     }
 
     /// Whether the client has said that there are no more.
@@ -85,7 +109,9 @@ impl Inbound {
         if state.cancelled {
             return Next::Cancelled;
         }
-        match state.queue.pop_front() {
+        let next = state.queue.pop_front();
+        state.idle = next.is_none();
+        match next {
             Some(bytes) => Next::Data(bytes),
             None if state.ended => Next::End,
             None => Next::Nothing,
@@ -149,5 +175,42 @@ impl Read for SessionReader {
                 Next::Nothing => super::pump::wait_for(&self.inbound.wake)?,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, pipe};
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+
+    #[test]
+    fn an_idle_consumer_is_passed_by_and_a_busy_one_is_not_overtaken() {
+        let (mut reader, writer) = pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let inbound = Inbound::new().unwrap();
+        inbound.open_door(File::from(OwnedFd::from(writer)));
+        assert_eq!(inbound.push(b"before it asks").unwrap(), 0);
+        assert_eq!(inbound.next(), Next::Data(b"before it asks".to_vec()));
+        assert_eq!(inbound.push(b"while it is busy").unwrap(), 0);
+        assert_eq!(inbound.next(), Next::Data(b"while it is busy".to_vec()));
+        assert_eq!(inbound.next(), Next::Nothing);
+        assert_eq!(inbound.push(b"through").unwrap(), 7);
+        // More than a pipe holds: the rest is the consumer's.
+        let much = vec![7; MAX_DATA_BYTES];
+        let through = inbound.push(&much).unwrap();
+        assert!(0 < through && through < much.len());
+        assert_eq!(inbound.push(b"behind it").unwrap(), 0);
+        let Next::Data(rest) = inbound.next() else { panic!("it has the rest") };
+        assert_eq!(rest, [&much[through..], b"behind it"].concat());
+        inbound.end();
+        assert_eq!(inbound.next(), Next::End);
+        inbound.close_door();
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        assert_eq!(got, [b"through", &much[..through]].concat());
     }
 }

@@ -14,7 +14,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use super::connection::Connection;
+use crate::sys;
+
+use super::connection::{Connection, Relay};
 use super::inbound::{Inbound, Next};
 use super::outbound::{Outbound, View};
 
@@ -25,11 +27,21 @@ pub(super) struct Output {
     pub(super) stdout: Option<File>,
     /// Standard error; a terminal has none of its own.
     pub(super) stderr: Option<File>,
+    /// Whether these are pipes.
+    pub(super) piped: bool,
 }
+
+/// What goes into one frame of output. With its header it fills four packets of vsock and no fifth: one of those takes
+/// 64 KiB, and, of bytes that are moved page by page, 16 pieces of memory.
+const FRAME_DATA_BYTES: usize = MAX_DATA_BYTES - 4096;
+/// What is worth moving page by page: for less, copying is cheaper.
+const RELAYED_FROM_BYTES: usize = 64 * 1024;
 
 /// Carries output until nobody can write any more, or nobody reads.
 pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: &Connection) {
-    let mut frame = vec![0u8; HEADER_BYTES + MAX_DATA_BYTES];
+    let mut frame = vec![0u8; HEADER_BYTES + FRAME_DATA_BYTES];
+    let mut relay = None;
+    let piped = output.piped;
     loop {
         let view = outbound.view();
         if view.stdout_closed {
@@ -51,7 +63,10 @@ pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: 
         for (kind, source, ready) in
             [(KIND_STDOUT, &mut output.stdout, ready[0]), (KIND_STDERR, &mut output.stderr, ready[1])]
         {
-            if ready && !carry(kind, source, &mut frame, outbound, connection) {
+            if ready
+                && !(piped && relayed(kind, source, &mut relay, outbound, connection))
+                && !carry(kind, source, &mut frame, outbound, connection)
+            {
                 *source = None;
             }
         }
@@ -68,7 +83,7 @@ fn carry(
 ) -> bool {
     let Some(source) = source else { return true };
     let view = outbound.view();
-    let size = if view.lost { MAX_DATA_BYTES } else { view.room().min(MAX_DATA_BYTES) };
+    let size = if view.lost { FRAME_DATA_BYTES } else { view.room().min(FRAME_DATA_BYTES) };
     if size == 0 {
         // The other source took the rest of the window.
         return true;
@@ -89,6 +104,34 @@ fn carry(
     frame[..HEADER_BYTES].copy_from_slice(&header(kind, read).expect("a frame of data is small"));
     if connection.send_encoded(&frame[..HEADER_BYTES + read]).is_err() {
         // The reader of the connection sees that too; until then there is nobody to send to.
+        outbound.lose();
+    }
+    true
+}
+
+/// Sends much output without copying it to here. `false` when it is little, or cannot be.
+fn relayed(
+    kind: u8,
+    source: &Option<File>,
+    relay: &mut Option<Relay>,
+    outbound: &Outbound,
+    connection: &Connection,
+) -> bool {
+    let Some(source) = source else { return false };
+    let view = outbound.view();
+    let there = sys::readable_bytes(source.as_fd()).unwrap_or(0);
+    let size = there.min(view.room()).min(FRAME_DATA_BYTES);
+    if view.lost || size < RELAYED_FROM_BYTES {
+        return false;
+    }
+    if relay.is_none() {
+        *relay = Relay::new().ok();
+    }
+    let Some(relay) = relay else { return false };
+    outbound.sent(size);
+    if connection.send_piped(kind, source, size, relay).is_err() {
+        // Nothing may come behind a frame that is cut off.
+        connection.close();
         outbound.lose();
     }
     true
@@ -123,8 +166,18 @@ const END_OF_INPUT: u8 = 4;
 /// Carries input until it ends or the session is over. What a command does not take any more is thrown
 /// away, so that the client is never held up by it.
 pub(super) fn carry_input(input: Option<Input>, inbound: &Inbound, connection: &Connection) {
+    if let Some(Input::Pipe(pipe)) = &input
+        && let Ok(door) = pipe.try_clone()
+    {
+        inbound.open_door(door);
+    }
+    carry_queued(input, inbound, connection);
+    // The command sees the end of its input only when all are closed.
+    inbound.close_door();
+}
+
+fn carry_queued(mut input: Option<Input>, inbound: &Inbound, connection: &Connection) {
     // A send that fails is seen by the reader of the connection, which cancels.
-    let mut input = input;
     let mut line_is_open = false;
     loop {
         match inbound.next() {
@@ -146,6 +199,7 @@ pub(super) fn carry_input(input: Option<Input>, inbound: &Inbound, connection: &
                         Err(_) if inbound.is_cancelled() => return,
                         Err(_) => {
                             input = None;
+                            inbound.close_door();
                             let _ = connection.send(KIND_STDIN_CLOSED, &[]);
                         }
                     }
@@ -161,6 +215,7 @@ pub(super) fn carry_input(input: Option<Input>, inbound: &Inbound, connection: &
                     Ok(true) => {}
                     Ok(false) => {
                         input = None;
+                        inbound.close_door();
                         let _ = connection.send(KIND_STDIN_CLOSED, &[]);
                     }
                     Err(_) => return,

@@ -62,7 +62,7 @@ impl Terminal {
         // One open file, so this is for both ends.
         fcntl(output.as_fd(), FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
         let input = if input { Some(Input::Terminal(master()?)) } else { None };
-        Ok((Output { stdout: Some(output), stderr: None }, input))
+        Ok((Output { stdout: Some(output), stderr: None, piped: false }, input))
     }
 }
 
