@@ -84,8 +84,6 @@ fn main() {
         stops.push(stop(&bed));
         starts.push(cold_start(&bed, "bench"));
     }
-    let ours = exec::measure(&exec::Iii(&bed));
-    bed.ok(&["worker", "stop", "bench"]);
     let (start, stop, floor) = (median(starts), median(stops), median(floors));
     rows.push(row("floor: bare libkrun to hello", seconds(floor), "", true));
     let ratio = start.as_secs_f64() / floor.as_secs_f64();
@@ -95,24 +93,33 @@ fn main() {
         "1.3 x",
         ratio <= 1.3,
     ));
-    match Peer::start(&bed) {
+    let ours = exec::Iii(&bed);
+    bed.ok(&["worker", "stop", "bench"]);
+    match Peer::make(&bed) {
         Ok(peer) => {
-            let exec = exec::measure(&peer);
+            let [mine, its] = exec::latencies([&ours, &peer]);
+            rows.push(its.row("peer: msb exec"));
+            rows.push(mine.row("exec"));
+            let ratio = mine.median().as_secs_f64() / its.median().as_secs_f64();
+            rows.push(row("exec, p50", format!("{ratio:.2} x peer"), "0.2 x", ratio <= 0.2));
+            rows.push(exec::bulk(&peer, "peer: msb exec"));
             let peers = peer.stops(ROUNDS);
             let ratio = stop.as_secs_f64() / peers.as_secs_f64();
             rows.push(row("peer: msb stop", seconds(peers), "", true));
             rows.push(row("stop", format!("{} = {ratio:.2} x peer", seconds(stop)), "0.5 x", ratio <= 0.5));
-            let ratio = ours.median.as_secs_f64() / exec.median.as_secs_f64();
-            rows.push(exec.row("peer: msb exec"));
-            rows.push(row("exec, p50", format!("{ratio:.2} x peer"), "0.2 x", ratio <= 0.2));
         }
         Err(why) => rows.push(row("stop", format!("{} (no peer: {why})", seconds(stop)), "", true)),
     }
-    rows.push(exec::measure(&exec::Container(crun::Crun::start())).row("crun exec, no machine"));
-    rows.push(ours.row("exec"));
-    let plain = exec::plain_vsock(&bed);
-    rows.push(row("plain vsock, MiB/s", format!("out {:.0}, in {:.0}", plain.out, plain.into), "", true));
-    let ratios = (ours.out / plain.out, ours.into / plain.into);
+    let container = exec::Container(crun::Crun::start());
+    let [mine, its] = exec::latencies([&ours, &container]);
+    rows.push(its.row("crun exec, no machine"));
+    rows.push(mine.row("exec beside it"));
+    rows.push(exec::bulk(&container, "crun exec, no machine"));
+    rows.push(exec::bulk(&ours, "exec"));
+    let (mine, plain) = exec::beside_plain(&bed);
+    rows.push(plain.row("plain vsock"));
+    rows.push(mine.row("exec"));
+    let ratios = (mine.out / plain.out, mine.into / plain.into);
     rows.push(row(
         "exec throughput",
         format!("out {:.2}, in {:.2} x plain", ratios.0, ratios.1),

@@ -13,12 +13,18 @@ use crate::crun::Crun;
 const CHUNK_BYTES: usize = 256 * 1024;
 const MEBIBYTE: usize = 1024 * 1024;
 /// Moved by the plain copy between the two ends.
-const PLAIN_MEBIBYTES: usize = 128;
+const PLAIN_MEBIBYTES: usize = 64;
 
 /// What runs commands somewhere.
 pub(crate) trait Runner {
     /// The command line that runs this there.
     fn exec(&self, argv: &[&str]) -> Command;
+
+    /// Starts the machine, which is stopped; nothing where it need not be.
+    fn start(&self) {}
+
+    /// Stops it.
+    fn stop(&self) {}
 
     /// A command that writes so many bytes and reads none. Only runners with the same one may be compared.
     fn source(&self, bytes: usize) -> Vec<String> {
@@ -30,20 +36,15 @@ pub(crate) trait Runner {
         ["sh", "-c", "exec cat >/dev/null"].map(str::to_owned).to_vec()
     }
 
-    /// How much is measured.
-    fn scale(&self) -> Scale {
-        Scale { rounds: 200, at_once: 64, mebibytes: 128 }
+    /// Commands at a time: those that it is known to serve.
+    fn at_once(&self) -> usize {
+        64
     }
-}
 
-/// How much is measured.
-pub(crate) struct Scale {
-    /// Commands, one after the other.
-    pub(crate) rounds: usize,
-    /// Commands at a time.
-    pub(crate) at_once: usize,
-    /// Sent each way.
-    pub(crate) mebibytes: usize,
+    /// MiB sent each way at a time.
+    fn mebibytes(&self) -> usize {
+        64
+    }
 }
 
 /// `iii worker exec`.
@@ -54,6 +55,14 @@ impl Runner for Iii<'_> {
         let mut command = self.0.command(&["worker", "exec", "bench", "--"]);
         command.args(argv);
         command
+    }
+
+    fn start(&self) {
+        self.0.ok(&["worker", "start", "bench"]);
+    }
+
+    fn stop(&self) {
+        self.0.ok(&["worker", "stop", "bench"]);
     }
 
     // The program of the plain copy, so that the two differ in nothing but the way of the bytes: busybox's `head -c`
@@ -76,54 +85,113 @@ impl Runner for Container {
     }
 }
 
-/// What was measured.
-pub(crate) struct Measured {
-    /// Of one command that does nothing, from its start to its exit code.
-    pub(crate) median: Duration,
-    slowest_in_hundred: Duration,
-    at_once: usize,
-    all_at_once: Duration,
-    /// MiB/s from the command to its caller, session included.
-    pub(crate) out: f64,
-    /// MiB/s from the caller to the command, session included.
-    pub(crate) into: f64,
+/// Commands in a row, before it is another runner's turn.
+const ROUNDS_IN_A_ROW: usize = 40;
+/// Turns of each runner.
+const TURNS: usize = 5;
+/// Copies each way; the median counts.
+const COPIES: usize = 5;
+
+/// Times of commands that do nothing, each from its start to its exit code.
+pub(crate) struct Latency {
+    times: Vec<Duration>,
 }
 
-impl Measured {
+impl Latency {
+    pub(crate) fn median(&self) -> Duration {
+        self.times[self.times.len() / 2]
+    }
+
     /// A line of the table.
     pub(crate) fn row(&self, what: &str) -> String {
-        let (p50, p99) = (self.median.as_millis(), self.slowest_in_hundred.as_millis());
-        let at_once = format!("{} at once {:.2} s", self.at_once, self.all_at_once.as_secs_f64());
-        let (out, into) = (self.out, self.into);
-        format!("{what:<32} p50 {p50} ms, p99 {p99} ms, {at_once}, out {out:.0} MiB/s, in {into:.0} MiB/s\n")
+        let (count, p50, p99) = (self.times.len(), self.median(), self.times[self.times.len() * 99 / 100]);
+        format!("{what:<32} p50 {} ms, p99 {} ms of {count}\n", p50.as_millis(), p99.as_millis())
     }
 }
 
-/// Measures one after the other.
-pub(crate) fn measure(runner: &impl Runner) -> Measured {
-    let Scale { rounds, at_once, mebibytes } = runner.scale();
-    let nothing = || {
-        let mut command = runner.exec(&["/bin/true"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        command
-    };
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|_| {
-            let began = Instant::now();
-            assert!(nothing().status().expect("it runs").success());
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
+/// Of each runner. They take turns, for how fast the host is changes within minutes, and each is alone at its turn.
+pub(crate) fn latencies<const N: usize>(runners: [&dyn Runner; N]) -> [Latency; N] {
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..TURNS {
+        for (runner, times) in runners.iter().zip(&mut times) {
+            runner.start();
+            for _ in 0..ROUNDS_IN_A_ROW {
+                let began = Instant::now();
+                assert!(nothing(*runner).status().expect("it runs").success());
+                times.push(began.elapsed());
+            }
+            runner.stop();
+        }
+    }
+    times.map(|mut times| {
+        times.sort();
+        Latency { times }
+    })
+}
 
+fn nothing(runner: &dyn Runner) -> Command {
+    let mut command = runner.exec(&["/bin/true"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    command
+}
+
+/// How long many at once take, and how fast bytes go, as lines of the table. The machine is stopped before and afterwards.
+pub(crate) fn bulk(runner: &dyn Runner, what: &str) -> String {
+    let count = runner.at_once();
+    runner.start();
     let began = Instant::now();
-    let children: Vec<_> = (0..at_once).map(|_| nothing().spawn().expect("it runs")).collect();
+    let children: Vec<_> = (0..count).map(|_| nothing(runner).spawn().expect("it runs")).collect();
     for mut child in children {
         assert!(child.wait().expect("it ends").success());
     }
-    let all_at_once = began.elapsed();
+    let took = began.elapsed().as_secs_f64();
+    let copied = copy(runner);
+    runner.stop();
+    format!("{what:<32} {count} at once {took:.2} s\n{}", copied.row(what))
+}
 
+/// MiB/s, out of the guest and into it.
+pub(crate) struct Throughput {
+    pub(crate) out: f64,
+    pub(crate) into: f64,
+}
+
+impl Throughput {
+    /// Of the medians of each way.
+    fn median(all: &[Throughput]) -> Throughput {
+        let of = |way: fn(&Throughput) -> f64| {
+            let mut rates: Vec<f64> = all.iter().map(way).collect();
+            rates.sort_by(f64::total_cmp);
+            rates[rates.len() / 2]
+        };
+        Throughput { out: of(|it| it.out), into: of(|it| it.into) }
+    }
+
+    /// A line of the table.
+    pub(crate) fn row(&self, what: &str) -> String {
+        format!("{what:<32} out {:.0} MiB/s, in {:.0} MiB/s\n", self.out, self.into)
+    }
+}
+
+/// Of the bed's worker and, in turn with it, of a connection with nothing in between. The worker is stopped before and
+/// afterwards, for both are machines with the same disk.
+pub(crate) fn beside_plain(bed: &Bed) -> (Throughput, Throughput) {
+    let mut both = Vec::new();
+    for _ in 0..COPIES {
+        let runner = Iii(bed);
+        runner.start();
+        let ours = copy(&runner);
+        runner.stop();
+        both.push((ours, plain_vsock(bed)));
+    }
+    let (ours, plain): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    (Throughput::median(&ours), Throughput::median(&plain))
+}
+
+/// The session included.
+fn copy(runner: &dyn Runner) -> Throughput {
     let of = |argv: Vec<String>| runner.exec(&argv.iter().map(String::as_str).collect::<Vec<_>>());
+    let mebibytes = runner.mebibytes();
     let bytes = mebibytes * MEBIBYTE;
     let began = Instant::now();
     let mut command = of(runner.source(bytes));
@@ -139,19 +207,11 @@ pub(crate) fn measure(runner: &impl Runner) -> Measured {
     fill(&mut stdin, bytes);
     drop(stdin);
     assert!(child.wait().expect("it ends").success());
-    let into = rate(mebibytes, began);
-
-    let (median, slowest_in_hundred) = (times[rounds / 2], times[rounds * 99 / 100]);
-    Measured { median, slowest_in_hundred, at_once, all_at_once, out, into }
+    Throughput { out, into: rate(mebibytes, began) }
 }
 
-/// MiB/s between a program in the guest and one here, over a vsock connection with nothing in between.
-pub(crate) struct Plain {
-    pub(crate) out: f64,
-    pub(crate) into: f64,
-}
-
-pub(crate) fn plain_vsock(bed: &Bed) -> Plain {
+/// Between a program in the guest and one here, over a vsock connection with nothing in between.
+fn plain_vsock(bed: &Bed) -> Throughput {
     let bytes = PLAIN_MEBIBYTES * MEBIBYTE;
     let mut machine = Bare::boot(bed, None);
     let mut connection = machine.connection_of(&["/bin/flood", "send", &bytes.to_string()]);
@@ -166,7 +226,7 @@ pub(crate) fn plain_vsock(bed: &Bed) -> Plain {
     fill(&mut connection, bytes);
     // It answers with one byte when it has them all.
     connection.read_exact(&mut [0]).expect("the guest's answer");
-    Plain { out, into: rate(PLAIN_MEBIBYTES, began) }
+    Throughput { out, into: rate(PLAIN_MEBIBYTES, began) }
 }
 
 fn rate(mebibytes: usize, began: Instant) -> f64 {

@@ -5,36 +5,35 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bed::Bed;
-use crate::exec::{Runner, Scale};
+use crate::exec::Runner;
 use crate::median;
 
 /// The image in the archive that the peer loads.
 const IMAGE: &str = "ticker";
 
-/// A running machine of the peer's.
+/// A machine of the peer's, stopped between two measurements.
 pub(crate) struct Peer {
     msb: PathBuf,
     home: PathBuf,
 }
 
 impl Peer {
-    pub(crate) fn start(bed: &Bed) -> Result<Peer, String> {
+    pub(crate) fn make(bed: &Bed) -> Result<Peer, String> {
         let variable = |name| std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
         let peer = Peer { msb: variable("III_BENCH_MSB")?, home: bed.home() };
         let archive = variable("III_BENCH_ARCHIVE")?;
         peer.run(&["load", "-i", archive.to_str().expect("UTF-8 paths")])?;
+        // Which starts it.
         peer.run(&["create", "--name", "bench", "--memory", "512M", "--cpus", "1", IMAGE])?;
+        peer.run(&["stop", "bench"])?;
         Ok(peer)
     }
 
-    /// The median of so many stops; the last one stays stopped.
+    /// The median of so many stops.
     pub(crate) fn stops(&self, rounds: usize) -> Duration {
         let mut times = Vec::new();
-        for round in 0..rounds {
-            // `create` has started it.
-            if round > 0 {
-                self.run(&["start", "bench"]).expect("msb starts its machine");
-            }
+        for _ in 0..rounds {
+            Runner::start(self);
             let began = Instant::now();
             self.run(&["stop", "bench"]).expect("msb stops its machine");
             times.push(began.elapsed());
@@ -65,8 +64,20 @@ impl Runner for Peer {
         command
     }
 
-    // Each takes most of a second, and it is not known to serve many at a time.
-    fn scale(&self) -> Scale {
-        Scale { rounds: 40, at_once: 8, mebibytes: 32 }
+    fn start(&self) {
+        self.run(&["start", "bench"]).expect("msb starts its machine");
+    }
+
+    fn stop(&self) {
+        self.run(&["stop", "bench"]).expect("msb stops its machine");
+    }
+
+    // It is not known to serve many at a time.
+    fn at_once(&self) -> usize {
+        8
+    }
+
+    fn mebibytes(&self) -> usize {
+        16
     }
 }
