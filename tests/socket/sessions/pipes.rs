@@ -172,7 +172,7 @@ async fn a_slow_reader_closes_the_window_and_gets_every_byte() {
         window.sent(50_000.min(window.room()));
     }
     assert_eq!(sent, WINDOW_BYTES);
-    // The pipe holds 64 KiB and one piece may be on its way: no more than that can be credited.
+    // The pipe is made to hold a large frame, and one piece may be on its way: no more than that can be credited.
     let mut read = 0;
     let mut credited = 0;
     while credited < WINDOW_BYTES / 2 {
@@ -182,7 +182,7 @@ async fn a_slow_reader_closes_the_window_and_gets_every_byte() {
             let bytes = parse_credit(&line.expect(KIND_CREDIT).payload).unwrap();
             window.credited(bytes).unwrap();
             credited += bytes as usize;
-            assert!(credited <= read + 65_536 + 50_000, "{credited} credited, {read} read");
+            assert!(credited <= read + MAX_DATA_BYTES + 50_000, "{credited} credited, {read} read");
         }
     }
     line.exit(0);

@@ -83,9 +83,7 @@ fn obey(frame: &Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Vio
             if frame.payload.len() > MAX_DATA_BYTES {
                 return Err(Violation::Payload(kind));
             }
-            let passed_on = lines.inbound.push(&frame.payload)?;
-            // A connection that is lost is seen by the next read.
-            let _ = lines.inbound.taken(passed_on, &lines.connection);
+            lines.inbound.push(&frame.payload)?;
         }
         KIND_STDIN_END => {
             empty(frame)?;

@@ -28,6 +28,8 @@ struct State {
     door: Option<File>,
     /// The consumer has passed on all that it was given.
     idle: bool,
+    /// Credit for what went through the door, to be told by the consumer.
+    due: u32,
 }
 
 /// What the consumer gets next.
@@ -61,8 +63,8 @@ impl Inbound {
         self.lock().door = None;
     }
 
-    /// Bytes from the client. Returns how many went through the door; the consumer gets the others.
-    pub(crate) fn push(&self, bytes: &[u8]) -> Result<usize, WindowExceeded> {
+    /// Bytes from the client.
+    pub(crate) fn push(&self, bytes: &[u8]) -> Result<(), WindowExceeded> {
         let mut state = self.lock();
         state.window.received(bytes.len())?;
         let through = match &state.door {
@@ -71,8 +73,14 @@ impl Inbound {
             _ => 0,
         };
         let rest = &bytes[through..];
+        let credit = state.window.taken(through).unwrap_or(0);
+        state.due += credit;
         if rest.is_empty() {
-            return Ok(through);
+            drop(state);
+            if credit > 0 {
+                self.poke();
+            }
+            return Ok(());
         }
         // Small pieces are joined, so that the window bounds the memory whatever the pieces are.
         match state.queue.back_mut() {
@@ -81,7 +89,15 @@ impl Inbound {
         }
         drop(state);
         self.poke();
-        Ok(through)
+        Ok(())
+    }
+
+    /// Tells the client of what went through the door. To be asked after each [`Inbound::next`]: whoever reads from the
+    /// client does not send, for it must never wait for a client that does not read.
+    pub(crate) fn tell_due(&self, connection: &Connection) -> io::Result<()> {
+        // Not locked any more while it is sent.
+        let due = std::mem::take(&mut self.lock().due);
+        if due == 0 { Ok(()) } else { connection.send(KIND_CREDIT, &credit_payload(due)) }
     }
 
     /// Whether the client has said that there are no more.
@@ -193,18 +209,20 @@ mod tests {
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let inbound = Inbound::new().unwrap();
         inbound.open_door(File::from(OwnedFd::from(writer)));
-        assert_eq!(inbound.push(b"before it asks").unwrap(), 0);
+        inbound.push(b"before it asks").unwrap();
         assert_eq!(inbound.next(), Next::Data(b"before it asks".to_vec()));
-        assert_eq!(inbound.push(b"while it is busy").unwrap(), 0);
+        inbound.push(b"while it is busy").unwrap();
         assert_eq!(inbound.next(), Next::Data(b"while it is busy".to_vec()));
         assert_eq!(inbound.next(), Next::Nothing);
-        assert_eq!(inbound.push(b"through").unwrap(), 7);
+        inbound.push(b"through").unwrap();
+        assert_eq!(inbound.next(), Next::Nothing);
         // More than a pipe holds: the rest is the consumer's.
         let much = vec![7; MAX_DATA_BYTES];
-        let through = inbound.push(&much).unwrap();
-        assert!(0 < through && through < much.len());
-        assert_eq!(inbound.push(b"behind it").unwrap(), 0);
+        inbound.push(&much).unwrap();
+        inbound.push(b"behind it").unwrap();
         let Next::Data(rest) = inbound.next() else { panic!("it has the rest") };
+        let through = much.len() + b"behind it".len() - rest.len();
+        assert!(0 < through && through < much.len());
         assert_eq!(rest, [&much[through..], b"behind it"].concat());
         inbound.end();
         assert_eq!(inbound.next(), Next::End);

@@ -180,7 +180,9 @@ fn carry_queued(mut input: Option<Input>, inbound: &Inbound, connection: &Connec
     // A send that fails is seen by the reader of the connection, which cancels.
     let mut line_is_open = false;
     loop {
-        match inbound.next() {
+        let next = inbound.next();
+        let _ = inbound.tell_due(connection);
+        match next {
             Next::Cancelled => return,
             Next::End => {
                 if let Some(Input::Terminal(terminal)) = &mut input {
