@@ -401,12 +401,14 @@ impl Mover {
                 Passed::Nothing => {}
             }
         }
+        // Its memory is used again when nothing was there.
         let left = self.passage.left();
-        let mut payload = BytesMut::with_capacity(left);
-        read_some(&self.stream, &mut payload, left)?;
-        self.passage.read(payload.len());
-        if !payload.is_empty() {
-            self.deliver(0, payload.freeze());
+        self.incoming.reserve(left);
+        read_some(&self.stream, &mut self.incoming, left)?;
+        if !self.incoming.is_empty() {
+            self.passage.read(self.incoming.len());
+            let payload = self.incoming.split().freeze();
+            self.deliver(0, payload);
         }
         Ok(())
     }

@@ -176,9 +176,9 @@ impl Throughput {
 /// Of the bed's worker and, in turn with it, of a connection with nothing in between. The worker is stopped before and
 /// afterwards, for both are machines with the same disk.
 pub(crate) fn beside_plain(bed: &Bed) -> (Throughput, Throughput) {
+    let runner = Iii(bed);
     let mut both = Vec::new();
     for _ in 0..COPIES {
-        let runner = Iii(bed);
         runner.start();
         let ours = copy(&runner);
         runner.stop();

@@ -28,9 +28,6 @@ pub enum Copied {
     Failed(io::Error),
 }
 
-/// Bytes of input that are not left in the buffer they were read into, which is much larger.
-const COPIED_BYTES: usize = 4096;
-
 /// Whether this is a pipe.
 pub fn is_pipe(file: impl AsFd) -> bool {
     fstat(file).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFIFO)
@@ -57,10 +54,6 @@ pub fn feed(stdin: File, mut input: Input, passed: Passed) -> io::Result<oneshot
                 // A terminal that has hung up.
                 Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => break,
                 Ok(read) => {
-                    if read < COPIED_BYTES {
-                        // Not worth what it has besides.
-                        buffer.shrink_to_fit();
-                    }
                     if input.blocking_send(buffer.into()).is_err() {
                         return;
                     }

@@ -93,10 +93,9 @@ const SYSTEM_MOUNTS: [SystemMount; 7] = [
     ("/dev/shm", "tmpfs", NOSUID.union(NODEV).union(NOEXEC), "mode=1777", true),
     ("/dev/mqueue", "mqueue", NOSUID.union(NODEV).union(NOEXEC), "", false),
     // `favordynmods`: a process enters a group at once. Otherwise the kernel waits for an RCU grace period first, which
-    // is most of the time of a short command.
-    ("/sys/fs/cgroup", CGROUPS, NOSUID.union(NODEV).union(NOEXEC), "favordynmods", false),
+    // is a good part of the time of a short command.
+    ("/sys/fs/cgroup", "cgroup2", NOSUID.union(NODEV).union(NOEXEC), "favordynmods", false),
 ];
-const CGROUPS: &str = "cgroup2";
 
 /// Names that shells and programs expect in /dev and devtmpfs does not make.
 const DEVICE_LINKS: [(&str, &str); 4] = [
@@ -158,8 +157,8 @@ pub(crate) fn enter_root(sys: &mut dyn Syscalls) -> Result<(), StartError> {
     for row in SYSTEM_MOUNTS {
         let mount = system_mount(row);
         let mut placed = place(sys, &mount);
-        if placed.is_err() && row.1 == CGROUPS {
-            // A kernel before 6.0.
+        if placed.is_err() && !row.4 && !mount.data.is_empty() {
+            // An older kernel may not know the options: `favordynmods` is of 6.0.
             placed = place(sys, &Mount { data: String::new(), ..mount.clone() });
         }
         match placed {

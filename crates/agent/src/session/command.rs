@@ -11,9 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use iii_protocol::session as contract;
-use iii_protocol::session::{
-    EndCause, Exec, HANGUP_GRACE_MS, KIND_STARTED, MAX_DATA_BYTES, Started, TerminalSize,
-};
+use iii_protocol::session::{EndCause, Exec, HANGUP_GRACE_MS, KIND_STARTED, Started, TerminalSize};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{SIGCONT, SIGHUP, SIGKILL};
 use portable_pty::MasterPty;
@@ -25,7 +23,7 @@ use crate::platform::Confinement;
 use crate::reaper::Reaper;
 use crate::sys;
 
-use super::connection::Connection;
+use super::connection::{Connection, make_room_for_a_frame};
 use super::frames::{Controls, FrameStream};
 use super::open::{self, Event};
 use super::pump::{self, Input, Lines, Output};
@@ -132,9 +130,6 @@ fn start(
     Ok(Some(Running { group: Arc::new(group), output, input, terminal }))
 }
 
-/// What a command's pipes hold: as much as one frame of data.
-const PIPE_BYTES: i32 = MAX_DATA_BYTES as i32;
-
 fn pipes(exec: &Exec) -> Streams {
     if exec.detach {
         return [Stream::Null, Stream::Null, Stream::Null];
@@ -145,8 +140,8 @@ fn pipes(exec: &Exec) -> Streams {
 
 fn take_pipes([stdin, stdout, stderr]: [Option<OwnedFd>; 3]) -> io::Result<(Output, Option<Input>)> {
     let file = |fd: OwnedFd| {
-        // One read then makes a large frame; a pipe that may not grow works as well.
-        let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+        // One read then makes a large frame.
+        make_room_for_a_frame(&fd);
         File::from(fd)
     };
     let stdout = stdout.map(file);

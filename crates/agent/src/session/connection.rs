@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use iii_protocol::frame::{Frame, HEADER_BYTES, encode, header};
@@ -11,6 +11,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::pipe2;
+
+/// Lets a pipe hold as much as a frame of data; one that may not grow works as well.
+pub(super) fn make_room_for_a_frame(pipe: impl AsFd) {
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(MAX_DATA_BYTES as i32));
+}
 
 /// A pipe that is empty between two frames: pages of another pipe go through it, behind their header.
 #[derive(Debug)]
@@ -22,8 +27,7 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) fn new() -> io::Result<Relay> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        // As much as one frame; a pipe that may not grow works as well.
-        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(MAX_DATA_BYTES as i32));
+        make_room_for_a_frame(&write);
         Ok(Relay { read: read.into(), write: write.into() })
     }
 
@@ -101,8 +105,13 @@ impl Connection {
         let mut held_back = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first = std::mem::take(&mut *held_back);
         first.extend_from_slice(&header);
-        (&relay.write).write_all(&first)?;
-        relay.carry(pipe, bytes, &self.stream, first.len())
+        let sent = (&relay.write).write_all(&first);
+        let sent = sent.and_then(|()| relay.carry(pipe, bytes, &self.stream, first.len()));
+        if sent.is_err() {
+            // Nothing may come behind a frame that is cut off.
+            self.close();
+        }
+        sent
     }
 
     /// Sends one control frame together with the next one, or with [`Connection::send_held_back`].

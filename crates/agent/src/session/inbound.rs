@@ -75,20 +75,16 @@ impl Inbound {
         let rest = &bytes[through..];
         let credit = state.window.taken(through).unwrap_or(0);
         state.due += credit;
-        if rest.is_empty() {
-            drop(state);
-            if credit > 0 {
-                self.poke();
-            }
-            return Ok(());
-        }
         // Small pieces are joined, so that the window bounds the memory whatever the pieces are.
         match state.queue.back_mut() {
             Some(last) if last.len() + rest.len() <= MAX_DATA_BYTES => last.extend_from_slice(rest),
+            _ if rest.is_empty() => {}
             _ => state.queue.push_back(rest.to_vec()),
         }
         drop(state);
-        self.poke();
+        if credit > 0 || !rest.is_empty() {
+            self.poke();
+        }
         Ok(())
     }
 

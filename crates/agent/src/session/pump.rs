@@ -39,9 +39,8 @@ const RELAYED_FROM_BYTES: usize = 64 * 1024;
 
 /// Carries output until nobody can write any more, or nobody reads.
 pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: &Connection) {
-    let mut frame = vec![0u8; HEADER_BYTES + FRAME_DATA_BYTES];
-    let mut relay = None;
-    let piped = output.piped;
+    let frame = vec![0u8; HEADER_BYTES + FRAME_DATA_BYTES];
+    let mut carrier = Carrier { frame, piped: output.piped, relay: None, outbound, connection };
     loop {
         let view = outbound.view();
         if view.stdout_closed {
@@ -63,78 +62,81 @@ pub(super) fn carry_output(mut output: Output, outbound: &Outbound, connection: 
         for (kind, source, ready) in
             [(KIND_STDOUT, &mut output.stdout, ready[0]), (KIND_STDERR, &mut output.stderr, ready[1])]
         {
-            if ready
-                && !(piped && relayed(kind, source, &mut relay, outbound, connection))
-                && !carry(kind, source, &mut frame, outbound, connection)
-            {
+            if ready && !carrier.carry(kind, source) {
                 *source = None;
             }
         }
     }
 }
 
-/// One read and its frame; `false` at the end of the source.
-fn carry(
-    kind: u8,
-    source: &mut Option<File>,
-    frame: &mut [u8],
-    outbound: &Outbound,
-    connection: &Connection,
-) -> bool {
-    let Some(source) = source else { return true };
-    let view = outbound.view();
-    let size = if view.lost { FRAME_DATA_BYTES } else { view.room().min(FRAME_DATA_BYTES) };
-    if size == 0 {
-        // The other source took the rest of the window.
-        return true;
-    }
-    let read = match source.read(&mut frame[HEADER_BYTES..HEADER_BYTES + size]) {
-        Ok(0) => return false,
-        Ok(read) => read,
-        Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock].contains(&error.kind()) => {
-            return true;
-        }
-        // EIO is the end of a terminal.
-        Err(_) => return false,
-    };
-    if view.lost {
-        return true;
-    }
-    outbound.sent(read);
-    frame[..HEADER_BYTES].copy_from_slice(&header(kind, read).expect("a frame of data is small"));
-    if connection.send_encoded(&frame[..HEADER_BYTES + read]).is_err() {
-        // The reader of the connection sees that too; until then there is nobody to send to.
-        outbound.lose();
-    }
-    true
+/// Sends what can be read, a frame at a time.
+struct Carrier<'a> {
+    frame: Vec<u8>,
+    /// Whether the sources are pipes.
+    piped: bool,
+    /// Made for the first that is worth it.
+    relay: Option<Relay>,
+    outbound: &'a Outbound,
+    connection: &'a Connection,
 }
 
-/// Sends much output without copying it to here. `false` when it is little, or cannot be.
-fn relayed(
-    kind: u8,
-    source: &Option<File>,
-    relay: &mut Option<Relay>,
-    outbound: &Outbound,
-    connection: &Connection,
-) -> bool {
-    let Some(source) = source else { return false };
-    let view = outbound.view();
-    let there = sys::readable_bytes(source.as_fd()).unwrap_or(0);
-    let size = there.min(view.room()).min(FRAME_DATA_BYTES);
-    if view.lost || size < RELAYED_FROM_BYTES {
-        return false;
+impl Carrier<'_> {
+    /// One frame of what is there; `false` at the end of the source.
+    fn carry(&mut self, kind: u8, source: &mut Option<File>) -> bool {
+        let Some(source) = source else { return true };
+        let view = self.outbound.view();
+        let size = if view.lost { FRAME_DATA_BYTES } else { view.room().min(FRAME_DATA_BYTES) };
+        if size == 0 {
+            // The other source took the rest of the window.
+            return true;
+        }
+        if !view.lost && self.relayed(kind, source, size) {
+            return true;
+        }
+        let read = match source.read(&mut self.frame[HEADER_BYTES..HEADER_BYTES + size]) {
+            Ok(0) => return false,
+            Ok(read) => read,
+            Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock].contains(&error.kind()) => {
+                return true;
+            }
+            // EIO is the end of a terminal.
+            Err(_) => return false,
+        };
+        if view.lost {
+            return true;
+        }
+        self.outbound.sent(read);
+        self.frame[..HEADER_BYTES].copy_from_slice(&header(kind, read).expect("a frame of data is small"));
+        let sent = self.connection.send_encoded(&self.frame[..HEADER_BYTES + read]);
+        self.look(&sent);
+        true
     }
-    if relay.is_none() {
-        *relay = Relay::new().ok();
+
+    /// Sends at most `size` bytes without copying them to here. `false` when they are few, or cannot be.
+    fn relayed(&mut self, kind: u8, source: &File, size: usize) -> bool {
+        if !self.piped || size < RELAYED_FROM_BYTES {
+            return false;
+        }
+        let there = sys::readable_bytes(source.as_fd()).unwrap_or(0).min(size);
+        if there < RELAYED_FROM_BYTES {
+            return false;
+        }
+        if self.relay.is_none() {
+            self.relay = Relay::new().ok();
+        }
+        let Some(relay) = &self.relay else { return false };
+        self.outbound.sent(there);
+        let sent = self.connection.send_piped(kind, source, there, relay);
+        self.look(&sent);
+        true
     }
-    let Some(relay) = relay else { return false };
-    outbound.sent(size);
-    if connection.send_piped(kind, source, size, relay).is_err() {
-        // Nothing may come behind a frame that is cut off.
-        connection.close();
-        outbound.lose();
+
+    fn look(&self, sent: &io::Result<()>) {
+        if sent.is_err() {
+            // The reader of the connection sees that too; until then there is nobody to send to.
+            self.outbound.lose();
+        }
     }
-    true
 }
 
 /// Waits until something can be read or has changed. Which of stdout and stderr can be read.
