@@ -19,6 +19,7 @@ const PROFILE: &str = "agent";
 
 fn main() {
     shrink_relocations();
+    link_the_unwinder();
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     for input in ["crates/agent", "crates/archive", "crates/protocol", "Cargo.toml", "Cargo.lock", "build.rs"]
     {
@@ -45,6 +46,23 @@ fn shrink_relocations() {
     {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
+}
+
+/// The unwinder as a part of the program instead of the shared libgcc_s, of which nothing else is used: one library less
+/// to be there, to load at each start and to keep in memory for each shim. The standard library asks the linker for it by
+/// name, which finds a file of ours first that names the static one.
+fn link_the_unwinder() {
+    let is_glibc = variable("CARGO_CFG_TARGET_OS") == "linux" && variable("CARGO_CFG_TARGET_ENV") == "gnu";
+    if !is_glibc || variable("HOST") != variable("TARGET") {
+        return;
+    }
+    let folder = Path::new(&variable("OUT_DIR")).join("unwinder");
+    let written = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(folder.join("libgcc_s.so"), "INPUT(-lgcc_eh -lgcc)\n"));
+    if let Err(error) = written {
+        fail(&format!("{}: {error}", folder.display()));
+    }
+    println!("cargo::rustc-link-search=native={}", folder.display());
 }
 
 fn build_agent(root: &Path, target: &str, target_dir: &Path) -> PathBuf {

@@ -46,6 +46,8 @@ pub enum Command {
 
 /// `iii worker ...`.
 #[derive(Debug, Subcommand)]
+// Only what is asked for is made ready: all of it takes longer than to find the daemon.
+#[command(defer = true)]
 pub enum WorkerCommand {
     /// Pull images, or take local projects, and add them to config.yaml; a running daemon starts them at once.
     #[command(after_help = "Examples:\n  iii worker add ghcr.io/my-org/my-worker:1.0.0\n  \
