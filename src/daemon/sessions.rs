@@ -1,20 +1,29 @@
-//! Sessions: the daemon joins a client's connection to one of the guest's, and looks at nothing in it.
+//! Sessions: the daemon joins a client's connection to one of the guest's, and looks at no payload in it.
 //!
 //! ```text
 //!  POST .../session, Upgrade: iii-session/1
-//!    is it one of ours? -> does the worker run? -> connect to the machine's socket -> 101 -> carry bytes
+//!    is it one of ours? -> does the worker run? -> a connection to its machine -> 101 -> carry bytes
+//!                                                    │  one that is idle, or a new one       │
+//!                                                    └────────────── idle ◀── END, AGAIN ────┘
 //! ```
+//!
+//! A connection to a guest is kept when its session has ended in order: to make one and to close it takes either side
+//! of a machine longer than a short command.
 //!
 //! libkrun writes to the host's sockets in blocking mode, so that one which is not read would hold up every
 //! connection of its machine. Therefore both directions are always read, into a buffer each; the windows of
 //! [`iii_protocol::session`] keep an honest end far below its limit, and an end that goes over it loses its
-//! session. When one end closes, the other is closed at once.
+//! session. When one end closes, the other is closed at once, or kept.
+
+mod carry;
+mod idle;
+mod order;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,12 +31,10 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use iii_protocol::api::{ErrorBody, ErrorCode, Phase, WorkerStatus};
-use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
-use iii_protocol::session::{MAX_DATA_BYTES, MAX_SESSIONS, UPGRADE, WINDOW_BYTES};
+use iii_protocol::session::{MAX_SESSIONS, UPGRADE};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::SendTimeout,
@@ -41,19 +48,19 @@ use super::routes::Edge;
 use super::server::closed;
 use crate::vm::SESSION_SOCKET;
 
+pub use carry::MAX_WAITING_BYTES;
+use carry::{Carried, carry};
+use idle::Idle;
+pub use idle::MAX_IDLE;
+
 /// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each
 /// holds two file descriptors, which [`super::MAX_OPEN_FILES`] has room for.
 pub const MAX_SESSIONS_AT_ONCE: usize = 4 * MAX_SESSIONS;
-/// What may wait in one direction for an end that does not read. An honest sender has at most the window on
-/// the way, even in frames of one byte, and besides that control frames, of which OPEN may be large.
-pub const MAX_WAITING_BYTES: usize = WINDOW_BYTES * (HEADER_BYTES + 1) + MAX_FRAME_BYTES;
 /// How long a machine may take to accept a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many connections to one machine are being made at a time: libkrun's socket has a backlog of 5, and
 /// each of these waits in a thread of its own.
 pub const MAX_CONNECTING: usize = 8;
-/// Bytes read at a time.
-const READ_BYTES: usize = MAX_DATA_BYTES;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -61,11 +68,13 @@ pub struct Sessions {
     slots: Arc<Semaphore>,
     /// Per worker, so that a machine which accepts nothing keeps nobody else waiting.
     connecting: Mutex<HashMap<String, Arc<Semaphore>>>,
+    idle: Arc<Idle>,
 }
 
 impl Default for Sessions {
     fn default() -> Sessions {
-        Sessions { slots: Arc::new(Semaphore::new(MAX_SESSIONS_AT_ONCE)), connecting: Mutex::default() }
+        let slots = Arc::new(Semaphore::new(MAX_SESSIONS_AT_ONCE));
+        Sessions { slots, connecting: Mutex::default(), idle: Arc::default() }
     }
 }
 
@@ -139,8 +148,12 @@ pub(super) async fn open(edge: &Edge, name: &str, mut request: Request) -> Resul
     may_have_sessions(&view.status.borrow())?;
     let slot = edge.sessions.slot()?;
     let socket = edge.home.machine_run(&edge.project, name).join(SESSION_SOCKET);
-    let guest = edge.sessions.connect(name, &socket).await.map_err(|e| unreachable_machine(name, &e))?;
-    let session = Session { worker: name.to_owned(), guest, _slot: slot };
+    let guest = match edge.sessions.idle.take(&socket) {
+        Some(guest) => guest,
+        None => edge.sessions.connect(name, &socket).await.map_err(|e| unreachable_machine(name, &e))?,
+    };
+    let idle = Arc::clone(&edge.sessions.idle);
+    let session = Session { worker: name.to_owned(), socket, guest, idle, _slot: slot };
     tokio::spawn(session.carry_upgraded(upgrade, edge.closing.clone()));
     let response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -214,7 +227,11 @@ fn may_have_sessions(status: &WorkerStatus) -> Result<(), ApiError> {
 /// One session that is connected to its machine.
 struct Session {
     worker: String,
+    /// Of the machine.
+    socket: PathBuf,
     guest: UnixStream,
+    /// Where `guest` goes when another session may follow.
+    idle: Arc<Idle>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -228,7 +245,7 @@ impl Session {
             Ok(Ok(parts)) => {
                 let client = parts.io.into_inner();
                 tokio::select! {
-                    end = carry(&client, parts.read_buf, &self.guest) => self.tell(end),
+                    end = carry(&client, parts.read_buf, &self.guest) => self.finish(end),
                     () = closed(&mut closing) => {}
                 }
             }
@@ -237,129 +254,17 @@ impl Session {
         }
     }
 
-    fn tell(&self, end: Carried) {
+    fn finish(self, end: Carried) {
         let worker = &self.worker;
         match end {
             Carried::Closed => {}
+            Carried::Again => self.idle.keep(self.socket, self.guest),
             Carried::GuestExceeded => {
                 tracing::warn!(%worker, "the guest sent more than a session may: session closed");
             }
             Carried::ClientExceeded => {
                 tracing::warn!(%worker, "a client sent more than a session may: session closed");
             }
-        }
-    }
-}
-
-/// Why bytes are carried no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Carried {
-    /// One of the ends is closed, and what the guest had sent is with the client.
-    Closed,
-    /// More than [`MAX_WAITING_BYTES`] from the guest that the client does not read.
-    GuestExceeded,
-    /// Likewise the other way.
-    ClientExceeded,
-}
-
-/// Carries bytes both ways until an end closes. `first` came with the client's request.
-async fn carry(client: &UnixStream, first: Bytes, guest: &UnixStream) -> Carried {
-    let up = async {
-        match pump(client, guest, BytesMut::from(first)).await {
-            Pumped::SourceClosed(_) => Carried::Closed,
-            Pumped::Exceeded => Carried::ClientExceeded,
-            // The guest's last words may still be on the way: they decide. Until then the client's are
-            // thrown away, so that its leaving is seen.
-            Pumped::TargetClosed => {
-                drain(client).await;
-                Carried::Closed
-            }
-        }
-    };
-    let down = async {
-        match pump(guest, client, BytesMut::new()).await {
-            Pumped::SourceClosed(rest) => {
-                deliver(client, rest).await;
-                Carried::Closed
-            }
-            Pumped::Exceeded => Carried::GuestExceeded,
-            Pumped::TargetClosed => Carried::Closed,
-        }
-    };
-    tokio::select! {
-        end = up => end,
-        end = down => end,
-    }
-}
-
-/// How one direction ended.
-enum Pumped {
-    /// Nothing more comes; this much was not yet taken.
-    SourceClosed(BytesMut),
-    /// Nobody takes it any more.
-    TargetClosed,
-    /// More waits than may.
-    Exceeded,
-}
-
-/// Reads all that comes, whether it can be written or not.
-async fn pump(from: &UnixStream, to: &UnixStream, mut waiting: BytesMut) -> Pumped {
-    loop {
-        // What has just been read can nearly always be written at once.
-        if !waiting.is_empty() && !write_some(to, &mut waiting) {
-            return Pumped::TargetClosed;
-        }
-        let writable = tokio::select! {
-            ready = from.readable() => {
-                if ready.is_err() {
-                    return Pumped::SourceClosed(waiting);
-                }
-                false
-            }
-            _ = to.writable(), if !waiting.is_empty() => true,
-        };
-        if writable {
-            continue;
-        }
-        waiting.reserve(READ_BYTES);
-        match from.try_read_buf(&mut waiting) {
-            Ok(0) => return Pumped::SourceClosed(waiting),
-            Ok(_) if waiting.len() > MAX_WAITING_BYTES => return Pumped::Exceeded,
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return Pumped::SourceClosed(waiting),
-        }
-    }
-}
-
-/// Whether the target is still there.
-fn write_some(to: &UnixStream, waiting: &mut BytesMut) -> bool {
-    match to.try_write(waiting) {
-        Ok(written) => waiting.advance(written),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-        Err(_) => return false,
-    }
-    true
-}
-
-/// Writes what is left, for as long as the target is there.
-async fn deliver(to: &UnixStream, mut rest: BytesMut) {
-    while !rest.is_empty() && write_some(to, &mut rest) {
-        if !rest.is_empty() && to.writable().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Reads and forgets, until the source closes.
-async fn drain(from: &UnixStream) {
-    let mut forgotten = BytesMut::with_capacity(READ_BYTES);
-    while from.readable().await.is_ok() {
-        forgotten.clear();
-        match from.try_read_buf(&mut forgotten) {
-            Ok(0) => return,
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return,
-            Ok(_) | Err(_) => {}
         }
     }
 }

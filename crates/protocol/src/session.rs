@@ -2,8 +2,8 @@
 //!
 //! A client asks the daemon with `POST /v1/workers/{name}/session`, `Connection: Upgrade` and `Upgrade:
 //! iii-session/1`. After `101 Switching Protocols` the connection carries [`crate::frame`]s, end to end
-//! between client and agent: the daemon copies bytes and looks at none. On the guest's side each session is a
-//! vsock connection of its own, to the agent's port [`SESSION_PORT`].
+//! between client and agent: the daemon copies bytes and looks at the frames' headers only. On the guest's side each
+//! session has a vsock connection to the agent's port [`SESSION_PORT`] to itself.
 //!
 //! ```text
 //!   client                          agent
@@ -27,9 +27,15 @@
 //! **Ends.** The carrier is never closed in one direction only: the end of standard input is the frame
 //! [`KIND_STDIN_END`]. A client whose connection is lost has left: the agent sends SIGHUP to the session's
 //! processes, then SIGKILL after [`HANGUP_GRACE_MS`]; one that breaks this contract is treated likewise. After
-//! END the client closes first, so that nothing it still sends can cost it the END on the way; the agent waits
-//! for that for [`END_LINGER_MS`]. A connection that ends without END is a lost worker or
-//! a lost daemon, never an exit.
+//! END the client closes first, so that nothing it still sends can cost it the END on the way; whoever is its next
+//! station, the daemon or the agent, waits for that for [`END_LINGER_MS`]. A connection that ends without END is a
+//! lost worker or a lost daemon, never an exit.
+//!
+//! **Again.** To make a vsock connection and to close it takes longer than a short command. Behind END the agent says
+//! [`KIND_AGAIN`]: from then on it ignores what comes, up to another OPEN, which begins a session that knows nothing of
+//! the one before. The daemon passes AGAIN on to nobody, keeps the connection when the client has left with a whole
+//! frame, and gives it to the next client. Without AGAIN (nothing was started, or it runs on without a client) the agent
+//! closes. A connection that is kept has no time limit; the daemon has few of them.
 
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +63,7 @@ pub const HANGUP_GRACE_MS: u64 = 2_000;
 /// Milliseconds that a client has to close the connection after END, before the agent does.
 pub const END_LINGER_MS: u64 = 2_000;
 
-/// Client to agent: [`Open`], the first frame and only that.
+/// Client to agent: [`Open`], the first frame of a session and only that.
 pub const KIND_OPEN: u8 = 1;
 /// Client to agent: bytes for standard input, raw. Only in a session that takes it, and not after its end.
 pub const KIND_STDIN: u8 = 2;
@@ -87,6 +93,8 @@ pub const KIND_STDERR: u8 = 34;
 pub const KIND_STDIN_CLOSED: u8 = 36;
 /// Agent to client: [`End`], the last frame.
 pub const KIND_END: u8 = 35;
+/// Agent to daemon, right behind END, empty: once the client has left, this connection takes another OPEN.
+pub const KIND_AGAIN: u8 = 37;
 
 /// What the session is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! Every frame of a session as its bytes on the wire, one file each in `golden/session`, for clients in any language:
 //! a change of the wire format is always a decision.
 //!
-//! One that is meant is written anew with `III_WRITE_GOLDEN=1 cargo nextest run -p iii-protocol session_frames`.
+//! One that is meant is written anew with `III_WRITE_GOLDEN=1 cargo nextest run -p iii-protocol --test session_frames`.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -81,6 +81,7 @@ fn all() -> Vec<Golden> {
         raw("stdout", KIND_STDOUT, b"out\0\xff\r\n"),
         raw("stderr", KIND_STDERR, b"err"),
         raw("stdin-closed", KIND_STDIN_CLOSED, b""),
+        raw("again", KIND_AGAIN, b""),
         end("end-exit", EndCause::Exit { code: 7 }),
         end("end-signal", EndCause::Signal { signal: 9 }),
         end("end-timed-out", EndCause::TimedOut),

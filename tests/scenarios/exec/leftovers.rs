@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 
+use iii_protocol::api::Phase;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -86,4 +87,27 @@ fn a_worker_that_is_killed_ends_its_sessions_with_the_cause() {
     assert_eq!(output.status.code(), Some(125), "{told}");
     assert!(told.starts_with("error: worker `web` ended while the command ran (vmm-died"), "{told}");
     assert!(told.contains("iii worker logs web"), "{told}");
+}
+
+#[test]
+fn commands_go_on_after_their_machine_was_another_one() {
+    let (bed, daemon) = web();
+    let exec = |word: &str| bed.ok(&["worker", "exec", "web", "--", "echo", word]);
+    for round in ["first", "second"] {
+        assert_eq!(exec(round), format!("{round}\n"));
+        bed.ok(&["worker", "restart", "web"]);
+        assert_eq!(exec("restarted"), "restarted\n");
+        let shim = bed.status("web").unwrap().shim_pid.unwrap();
+        kill(Pid::from_raw(i32::try_from(shim).unwrap()), Signal::SIGKILL).unwrap();
+        bed.wait("web", "another machine", |now| {
+            now.phase == Phase::Running && now.shim_pid.is_some_and(|pid| pid != shim)
+        });
+        assert_eq!(exec("crashed"), "crashed\n");
+    }
+    // Nor does the daemon's end take long, or that of a daemon that was killed leave anything.
+    daemon.kill();
+    let daemon = bed.daemon();
+    bed.wait_phase("web", Phase::Running);
+    assert_eq!(exec("adopted"), "adopted\n");
+    daemon.stop();
 }

@@ -24,7 +24,7 @@ fn head(worker: &str, headers: &str) -> String {
     format!("POST /v1/workers/{worker}/session HTTP/1.1\nHost: iii\n{headers}\n")
 }
 
-fn upgrading(project: &Project, worker: &str) -> UnixStream {
+pub(super) fn upgrading(project: &Project, worker: &str) -> UnixStream {
     ask(project, &head(worker, &format!("Connection: Upgrade\nUpgrade: {UPGRADE}\n")))
 }
 
@@ -43,7 +43,7 @@ fn refusal(mut stream: UnixStream) -> (u16, ErrorBody) {
 }
 
 /// Reads the answer's head, to its last byte.
-fn switched(stream: &mut UnixStream) {
+pub(super) fn switched(stream: &mut UnixStream) {
     let mut answer = Vec::new();
     let mut byte = [0];
     while !answer.ends_with(b"\r\n\r\n") {

@@ -1,5 +1,6 @@
 //! `iii worker exec` and `cp` as processes of their own, the real edge, and an agent that does as it is told.
 
+mod again;
 mod agent;
 mod copies;
 mod edge;

@@ -25,7 +25,7 @@ use crate::sys;
 
 use super::connection::{Connection, make_room_for_a_frame};
 use super::frames::{Controls, FrameStream};
-use super::open::{self, Event};
+use super::open::{self, Event, Next};
 use super::pump::{self, Input, Lines, Output};
 use super::terminal::{self, Terminal};
 use super::threads::{Working, spawn};
@@ -41,18 +41,24 @@ const TERM: &str = "TERM";
 const HINT_PROGRAM: &str = "a path must exist in the worker, a bare name must be in its PATH";
 const HINT_USER: &str = "name a user of the worker's /etc/passwd, or a number";
 
-/// Runs the command, and says how it ended.
-pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: FrameStream, exec: Exec) {
+/// Runs the command, and says how it ended. Returns the begin of the connection's next session.
+pub(super) fn run(
+    admitted: Admitted,
+    connection: &Arc<Connection>,
+    stream: FrameStream,
+    exec: Exec,
+) -> Option<Next> {
     let prepared = open::prepare(connection)
         .map_err(|error| StartError::new("session", error))
         .and_then(|(lines, sender, events)| Ok((start(&admitted, &exec, &sender)?, lines, sender, events)));
     let (running, lines, sender, events) = match prepared {
         Ok((Some(running), lines, sender, events)) => (running, lines, sender, events),
         // The worker is ending: its sessions just close.
-        Ok((None, ..)) => return,
+        Ok((None, ..)) => return None,
         Err(error) => {
             drop(admitted);
-            return open::finish_unread(connection, stream, error.into());
+            open::finish_unread(connection, stream, error.into());
+            return None;
         }
     };
     let started = Started { session: admitted.number, pid: running.group.pid };
@@ -73,9 +79,9 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
         if let Ok(leave) = leave {
             let _ = leave.join();
         }
-        return;
+        return None;
     }
-    attend(admitted, running, stream, &exec, (lines, sender, events));
+    attend(admitted, running, stream, &exec, (lines, sender, events))
 }
 
 /// Whether the client has something to do once the command runs.
@@ -209,7 +215,7 @@ fn attend(
     stream: FrameStream,
     exec: &Exec,
     (lines, sender, events): (Lines, SyncSender<Event>, Receiver<Event>),
-) {
+) -> Option<Next> {
     let Running { group, output, input, terminal } = running;
     let threads = carry(&lines, output, input, exec.stdin);
     let (master, slave) = terminal.map(|it| (it.master, it.slave)).unzip();
@@ -232,7 +238,7 @@ fn attend(
             lines.connection.close();
             group.end_all();
             lines.outbound.drain();
-            return;
+            return None;
         }
     };
     let held_back = (!is_awaited(exec)).then_some(&*lines.connection);
@@ -244,9 +250,9 @@ fn attend(
     lines.outbound.drain();
     let _ = threads.output.join();
     let _ = threads.input.map(Working::join);
-    // Waiting for the client to close is no session any more.
-    drop(admitted);
-    attended.finish(cause, lost);
+    // Waiting for another client is no session any more.
+    drop((admitted, group, lines));
+    attended.finish(cause, lost)
 }
 
 struct Threads {
@@ -294,8 +300,8 @@ impl Group {
             match event {
                 Ok(Event::Ended(_)) if timed_out => return (EndCause::TimedOut, lost),
                 Ok(Event::Ended(ended)) => return (cause(ended.status), lost),
-                Ok(event @ (Event::Lost | Event::HangUp)) => {
-                    lost |= matches!(event, Event::Lost);
+                Ok(event @ (Event::Lost | Event::Again | Event::HangUp)) => {
+                    lost |= !matches!(event, Event::HangUp);
                     if !hung_up {
                         hung_up = true;
                         hangup = Some(Instant::now() + Duration::from_millis(HANGUP_GRACE_MS));

@@ -11,23 +11,29 @@ use super::Admitted;
 use super::connection::Connection;
 use super::frames::{Controls, FrameStream};
 use super::inbound::{Inbound, SessionReader};
-use super::open::{self, Event};
+use super::open::{self, Event, Next};
 use super::outbound::{Outbound, SessionWriter};
 use super::pump::Lines;
 
-/// Copies, and says how that ended.
-pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: FrameStream, task: Task) {
+/// Copies, and says how that ended. Returns the begin of the connection's next session.
+pub(super) fn run(
+    admitted: Admitted,
+    connection: &Arc<Connection>,
+    stream: FrameStream,
+    task: Task,
+) -> Option<Next> {
     let (lines, sender, events) = match open::prepare(connection) {
         Ok(prepared) => prepared,
         Err(error) => {
-            return open::finish_unread(connection, stream, open::could_not_start(error.to_string()));
+            open::finish_unread(connection, stream, open::could_not_start(error.to_string()));
+            return None;
         }
     };
     let Lines { inbound, outbound, .. } = lines.clone();
     let takes_input = matches!(task, Task::Unpack { .. } | Task::Update { .. });
     let controls = CopyControls { inbound, outbound, takes_input };
     // Without the thread there is no client either: its stream went with it.
-    let Ok(attended) = open::attend(stream, lines, controls, sender, events) else { return };
+    let Ok(attended) = open::attend(stream, lines, controls, sender, events) else { return None };
 
     let mut begun = Begun { is: false, session: admitted.number, connection: Arc::clone(connection) };
     let mut warnings = Warnings::default();
@@ -50,7 +56,7 @@ pub(super) fn run(admitted: Admitted, connection: &Arc<Connection>, stream: Fram
     };
     let lost = matches!(attended.events.try_recv(), Ok(Event::Lost));
     drop(admitted);
-    attended.finish(cause, lost);
+    attended.finish(cause, lost)
 }
 
 fn copy(task: Task, lines: &Lines, begun: &mut Begun, warnings: &mut Warnings) -> Result<(), CopyError> {

@@ -2,12 +2,12 @@
 //! anything but the client, so that the client's connection is always read.
 
 use std::io::BufReader;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use iii_protocol::frame::{Frame, FrameError, read_frame_into};
 use iii_protocol::session::{
-    self, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_KILL, KIND_RESIZE, KIND_SIGNAL, KIND_STDIN,
-    KIND_STDIN_END, MAX_DATA_BYTES, TerminalSize, TooMuchCredit, WindowExceeded, parse_credit,
+    self, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_KILL, KIND_OPEN, KIND_RESIZE, KIND_SIGNAL,
+    KIND_STDIN, KIND_STDIN_END, MAX_DATA_BYTES, TerminalSize, TooMuchCredit, WindowExceeded, parse_credit,
 };
 
 use crate::sys::LAST_SIGNAL;
@@ -61,14 +61,24 @@ enum Violation {
     Payload(u8),
 }
 
-/// Does what the client says until it has left or broken the contract, which is the same.
-pub(super) fn follow(stream: &mut FrameStream, lines: &Lines, controls: &dyn Controls) {
+/// What the client's frames are about.
+pub(super) struct Followed {
+    pub(super) lines: Lines,
+    pub(super) controls: Box<dyn Controls>,
+}
+
+/// Does what the client says until it has left or broken the contract, which is the same. Once the session has ended and
+/// there is nothing to follow any more, what it still says is ignored, up to the OPEN of another one, which is returned.
+pub(super) fn follow(stream: &mut FrameStream, followed: &Mutex<Option<Followed>>) -> Option<Frame> {
     let mut frame = Frame { kind: 0, payload: Vec::new() };
     while let Ok(true) = read_frame_into(stream, &mut frame) {
-        if obey(&frame, lines, controls).is_err() {
-            return;
+        match &*followed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Followed { lines, controls }) => obey(&frame, lines, controls.as_ref()).ok()?,
+            None if frame.kind == KIND_OPEN => return Some(frame),
+            None => {}
         }
     }
+    None
 }
 
 fn obey(frame: &Frame, lines: &Lines, controls: &dyn Controls) -> Result<(), Violation> {

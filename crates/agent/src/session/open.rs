@@ -1,13 +1,13 @@
-//! One connection: from its first frame to its close.
+//! One connection: from its first frame to its close, with one session after the other in between.
 
 use std::io::{self, BufReader};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use iii_protocol::frame::{Frame, FrameError, read_frame};
 use iii_protocol::session::{
-    END_LINGER_MS, End, EndCause, KIND_END, KIND_OPEN, MAX_SESSIONS, Open, Task, VERSION,
+    END_LINGER_MS, End, EndCause, KIND_AGAIN, KIND_END, KIND_OPEN, MAX_SESSIONS, Open, Task, VERSION,
 };
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
@@ -15,7 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use crate::reaper::Ended;
 
 use super::connection::Connection;
-use super::frames::{self, ConnectionReader, Controls, FrameStream, READ_BYTES};
+use super::frames::{self, ConnectionReader, Controls, Followed, FrameStream, READ_BYTES};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::pump::Lines;
@@ -36,13 +36,23 @@ pub(super) enum Event {
     HangUp,
     /// The client has left, or broke the contract; the last one of the reading thread.
     Lost,
+    /// Another client has come after the end; the last one of the reading thread.
+    Again,
 }
+
+/// The first frame of a connection's next session, and where the rest of that comes from.
+pub(super) type Next = (FrameStream, Frame);
 
 /// Serves one connection until it is closed.
 pub(super) fn serve(shared: &Arc<Shared>, connection: &Arc<Connection>) {
     let mut stream = BufReader::with_capacity(READ_BYTES, ConnectionReader(Arc::clone(connection)));
     match first_frame(&mut stream, connection) {
-        Ok(Some(open)) => begin(shared, connection, stream, open),
+        Ok(Some(open)) => {
+            let mut next = Some((stream, open));
+            while let Some((stream, open)) = next {
+                next = begin(shared, connection, stream, open);
+            }
+        }
         // Nobody there to be told anything.
         Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated { .. }) => {}
         Err(error) => {
@@ -65,14 +75,24 @@ fn first_frame(stream: &mut FrameStream, connection: &Connection) -> Result<Opti
     Ok(frame)
 }
 
-fn begin(shared: &Arc<Shared>, connection: &Arc<Connection>, stream: FrameStream, first: Frame) {
+/// One session. Returns the begin of the next one.
+fn begin(
+    shared: &Arc<Shared>,
+    connection: &Arc<Connection>,
+    stream: FrameStream,
+    first: Frame,
+) -> Option<Next> {
     let task = match parse_open(&first) {
         Ok(task) => task,
-        Err(message) => return finish_unread(connection, stream, could_not_start(message)),
+        Err(message) => {
+            finish_unread(connection, stream, could_not_start(message));
+            return None;
+        }
     };
     let Some(admitted) = shared.admit() else {
         let message = format!("the worker has {MAX_SESSIONS} sessions already");
-        return finish_unread(connection, stream, could_not_start(message));
+        finish_unread(connection, stream, could_not_start(message));
+        return None;
     };
     match task {
         Task::Exec(exec) => command::run(admitted, connection, stream, exec),
@@ -113,11 +133,12 @@ pub(super) fn finish_unread(connection: &Connection, stream: FrameStream, cause:
 }
 
 /// A session whose client is being read.
-#[derive(Debug)]
 pub(super) struct Attended {
     pub(super) lines: Lines,
     pub(super) events: Receiver<Event>,
-    reader: Working<()>,
+    /// What the reader does with frames until the end.
+    followed: Arc<Mutex<Option<Followed>>>,
+    reader: Working<Option<Next>>,
 }
 
 /// What a session shares with its client, before anything is started for it.
@@ -141,38 +162,60 @@ pub(super) fn attend(
     sender: SyncSender<Event>,
     events: Receiver<Event>,
 ) -> io::Result<Attended> {
-    let its = lines.clone();
+    let followed = Followed { lines: lines.clone(), controls: Box::new(controls) };
+    let followed = Arc::new(Mutex::new(Some(followed)));
+    let (its, connection) = (Arc::clone(&followed), Arc::clone(&lines.connection));
     let reader = spawn(move || {
         let mut stream = stream;
-        frames::follow(&mut stream, &its, &controls);
-        its.inbound.cancel();
-        its.outbound.lose();
-        its.connection.close();
+        let next = frames::follow(&mut stream, &its);
+        if next.is_none() {
+            if let Some(Followed { lines, .. }) = let_go(&its) {
+                lines.inbound.cancel();
+                lines.outbound.lose();
+            }
+            connection.close();
+        }
         // Fails only when the session is over.
-        let _ = sender.send(Event::Lost);
+        let _ = sender.send(if next.is_some() { Event::Again } else { Event::Lost });
+        next.map(|open| (stream, open))
     })?;
-    Ok(Attended { lines, events, reader })
+    Ok(Attended { lines, events, followed, reader })
+}
+
+fn let_go(followed: &Mutex<Option<Followed>>) -> Option<Followed> {
+    followed.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl Attended {
-    /// Says END, unless the client was `lost`, and closes.
-    pub(super) fn finish(self, cause: EndCause, lost: bool) {
-        let Attended { lines, events, reader } = self;
+    /// Says END, unless the client was `lost`, and waits until the connection is closed or carries another session,
+    /// whose begin is returned.
+    pub(super) fn finish(self, cause: EndCause, lost: bool) -> Option<Next> {
+        let Attended { lines, events, followed, reader } = self;
+        let connection = lines.connection;
         if lost {
-            lines.connection.close();
+            connection.close();
             let _ = reader.join();
-            return;
+            return None;
         }
-        let _ = lines.connection.send_json(KIND_END, &End { cause });
-        linger(&lines.connection, reader, &events);
+        // Before END, for what comes after it may be another client's.
+        let of_this_session = (let_go(&followed), lines.inbound, lines.outbound);
+        // In one piece, for whoever is in between to see both at once. A client that has left needs no words.
+        let _ = connection.hold_back(KIND_END, &End { cause });
+        let _ = connection.send(KIND_AGAIN, &[]);
+        // Closed now, and not only when the connection is.
+        drop(of_this_session);
+        while let Ok(Event::HangUp | Event::Ended(_)) = events.recv() {}
+        reader.join().ok().flatten()
     }
 }
 
+/// Waits for a client to close that was told END only, but not for ever.
 fn linger(connection: &Connection, reader: Working<()>, events: &Receiver<Event>) {
     let deadline = Instant::now() + Duration::from_millis(END_LINGER_MS);
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Lost) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            Ok(Event::Lost | Event::Again)
+            | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             Ok(Event::HangUp | Event::Ended(_)) => {}
         }
     }

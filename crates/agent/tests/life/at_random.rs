@@ -69,9 +69,13 @@ fn command(dice: &mut Dice) -> Exec {
     exec
 }
 
+fn open(task: Task) -> Vec<u8> {
+    serde_json::to_vec(&Open { version: VERSION, task }).expect("json")
+}
+
 fn frame(dice: &mut Dice) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let (kind, payload) = match dice.below(14) {
+    let (kind, payload) = match dice.below(15) {
         0..=4 => (KIND_STDIN, dice.bytes(70_000)),
         5 => (KIND_SIGNAL, serde_json::to_vec(&Signal { signal: dice.below(66) as i32 }).expect("json")),
         6 => {
@@ -81,6 +85,8 @@ fn frame(dice: &mut Dice) -> Vec<u8> {
         7 => (7, credit_payload(dice.below(70_000) as u32).to_vec()),
         8 => (dice.next().to_le_bytes()[0], dice.bytes(40)),
         9 => return dice.bytes(300),
+        // Out of place, or the next one of this connection.
+        10 => (KIND_OPEN, open(Task::Exec(command(dice)))),
         _ => ([3, 6, 8, 9][dice.below(4)], Vec::new()),
     };
     encode(kind, &payload, &mut bytes).expect("small");
@@ -103,8 +109,7 @@ fn visit(path: &str, dice: &mut Dice) {
         _ => Task::Exec(command(dice)),
     };
     let mut bytes = Vec::new();
-    let payload = serde_json::to_vec(&Open { version: VERSION, task }).expect("json");
-    encode(KIND_OPEN, &payload, &mut bytes).expect("small");
+    encode(KIND_OPEN, &open(task), &mut bytes).expect("small");
     if dice.below(15) > 0 && stream.write_all(&bytes).is_err() {
         return;
     }

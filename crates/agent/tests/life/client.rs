@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use iii_protocol::frame::{Frame, read_frame, write_frame};
 use iii_protocol::guest::ProcessPlan;
 use iii_protocol::session::{
-    End, EndCause, Exec, KIND_CREDIT, KIND_END, KIND_OPEN, KIND_STARTED, KIND_STDERR, KIND_STDIN,
+    End, EndCause, Exec, KIND_AGAIN, KIND_CREDIT, KIND_END, KIND_OPEN, KIND_STARTED, KIND_STDERR, KIND_STDIN,
     KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT, MAX_DATA_BYTES, Open, ReceiveWindow, SendWindow, Started,
     Task, VERSION, credit_payload, parse_credit,
 };
@@ -56,6 +56,10 @@ impl Client {
         let stream = UnixStream::connect(shim.path("sessions.sock")).expect("the agent listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+        Client::over(stream)
+    }
+
+    fn over(stream: UnixStream) -> Client {
         Client {
             stream,
             stdout: Vec::new(),
@@ -175,6 +179,15 @@ impl Client {
                 return cause;
             }
         }
+    }
+
+    /// Begins the next session of this connection, whose last one has ended.
+    #[track_caller]
+    pub(crate) fn open_next(&mut self, task: Task) {
+        let behind_the_end = self.hear_frame();
+        assert_eq!((behind_the_end.kind, behind_the_end.payload.len()), (KIND_AGAIN, 0));
+        *self = Client::over(self.stream.try_clone().expect("a descriptor"));
+        self.say_json(KIND_OPEN, &Open { version: VERSION, task });
     }
 
     /// Listens until standard output has `marker`.

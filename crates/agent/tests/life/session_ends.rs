@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use iii_protocol::exit::ExitCause;
-use iii_protocol::session::{EndCause, Exec, KIND_KILL};
+use iii_protocol::session::{
+    EndCause, Exec, KIND_CREDIT, KIND_KILL, KIND_STDIN, Task, WINDOW_BYTES, credit_payload,
+};
 
 use crate::client::{Client, OK, exec, outcome, script, script_with_input, worker, worker_of};
 use crate::shim::{Shim, is_alive, sh, until};
@@ -33,6 +35,41 @@ fn a_daemon_that_holds_the_pipes_ends_with_its_command() {
         let pid = first_word(&client.text()).to_owned();
         assert!(!Path::new("/proc").join(&pid).exists(), "{pid} is there when END was said");
     }
+}
+
+#[test]
+fn a_connection_carries_one_session_after_the_other_and_each_is_like_the_first() {
+    let worker = worker();
+    assert_eq!(outcome(&worker, exec(&["true"])).0, OK);
+    let bare = worker.settled();
+    let mut client = Client::run(&worker, script_with_input("read line; echo got $line; exit 3"));
+    client.input(b"one\n");
+    assert_eq!(client.finish(), EndCause::Exit { code: 3 });
+    assert_eq!(client.text(), "got one\n");
+    let waiting = worker.settled();
+    for round in 1..4 {
+        // What has crossed the END on its way means nothing to the next one, whatever it is.
+        client.say(KIND_STDIN, b"late");
+        client.say(KIND_CREDIT, &credit_payload(1));
+        client.say(KIND_KILL, &[]);
+        client.say(200, b"");
+        client.open_next(Task::Exec(script_with_input("cat; echo $0 end >&2; exit 4")));
+        client.input(&vec![b'x'; WINDOW_BYTES + round]);
+        client.end_input();
+        assert_eq!(client.finish(), EndCause::Exit { code: 4 });
+        assert_eq!(client.stdout.len(), WINDOW_BYTES + round, "no byte of another one");
+        assert_eq!(client.stderr, b"sh end\n");
+        // Between two sessions it holds no more than after the first.
+        worker.until_settled(waiting);
+    }
+    client.open_next(Task::Pack { path: "/etc/hostname".into(), follow: false });
+    assert_eq!(client.finish(), OK);
+    assert!(!client.stdout.is_empty());
+    // What could not start is the last.
+    client.open_next(Task::Exec(exec(&["/nowhere"])));
+    assert!(matches!(client.finish(), EndCause::NotFound { .. }));
+    drop(client);
+    worker.until_settled(bare);
 }
 
 #[test]
