@@ -12,10 +12,14 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{fstat, makedev};
 use rustix::buffer::spare_capacity;
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::sync::oneshot;
 
 use super::copy::Passed;
 use crate::session::{Input, Output};
+
+/// What a pipe holds that nobody has made larger (pipe(7)).
+const USUAL_PIPE_BYTES: usize = 64 * 1024;
 
 /// How the copying of one stream ended.
 #[derive(Debug)]
@@ -44,6 +48,7 @@ pub fn is_null(file: impl AsFd) -> bool {
 pub fn feed(stdin: File, mut input: Input, passed: Passed) -> io::Result<oneshot::Receiver<io::Error>> {
     let (failed, error) = oneshot::channel();
     let run = move || {
+        let mut may_grow = is_pipe(&stdin);
         loop {
             // Sent from where it lies, so there is one for each read.
             let mut buffer = Vec::with_capacity(MAX_DATA_BYTES);
@@ -54,6 +59,12 @@ pub fn feed(stdin: File, mut input: Input, passed: Passed) -> io::Result<oneshot
                 // A terminal that has hung up.
                 Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => break,
                 Ok(read) => {
+                    // As much as a pipe holds: whoever feeds it is then woken once per frame, and so is everybody
+                    // between here and the guest. A user may have only so many large pipes.
+                    if may_grow && read >= USUAL_PIPE_BYTES {
+                        may_grow = false;
+                        let _ = fcntl_setpipe_size(&stdin, MAX_DATA_BYTES);
+                    }
                     if input.blocking_send(buffer.into()).is_err() {
                         return;
                     }
