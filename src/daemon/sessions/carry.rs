@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
 use iii_protocol::session::{END_LINGER_MS, MAX_DATA_BYTES, WINDOW_BYTES};
-use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::order::{Down, Up};
@@ -139,17 +138,8 @@ async fn pump(
         match from.try_read_buf(waiting) {
             Ok(0) => return Pumped::SourceClosed,
             Ok(_) if waiting.len() > MAX_WAITING_BYTES => return Pumped::Exceeded,
-            Ok(read) => {
-                if look(waiting, before) {
-                    return Pumped::SourceEnded;
-                }
-                if read < READ_BYTES {
-                    // There was no more, which need not be asked for again. What comes now is told of.
-                    let drained: io::Result<()> =
-                        from.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
-                    debug_assert!(drained.is_err());
-                }
-            }
+            Ok(_) if look(waiting, before) => return Pumped::SourceEnded,
+            Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return Pumped::SourceClosed,
         }
