@@ -34,8 +34,7 @@ fn main() {
 /// through at each start, and for each shim to have in memory. Understood by glibc 2.36 and later, so it is done where
 /// the program is built on such a system for that system.
 fn shrink_relocations() {
-    let is_glibc = variable("CARGO_CFG_TARGET_OS") == "linux" && variable("CARGO_CFG_TARGET_ENV") == "gnu";
-    if !is_glibc || variable("HOST") != variable("TARGET") {
+    if !is_for_this_glibc() {
         return;
     }
     let Ok(output) = Command::new("getconf").arg("GNU_LIBC_VERSION").output() else { return };
@@ -48,12 +47,18 @@ fn shrink_relocations() {
     }
 }
 
+/// Whether the program is built for a system with glibc like the one that it is built on.
+fn is_for_this_glibc() -> bool {
+    variable("CARGO_CFG_TARGET_OS") == "linux"
+        && variable("CARGO_CFG_TARGET_ENV") == "gnu"
+        && variable("HOST") == variable("TARGET")
+}
+
 /// The unwinder as a part of the program instead of the shared libgcc_s, of which nothing else is used: one library less
 /// to be there, to load at each start and to keep in memory for each shim. The standard library asks the linker for it by
 /// name, which finds a file of ours first that names the static one.
 fn link_the_unwinder() {
-    let is_glibc = variable("CARGO_CFG_TARGET_OS") == "linux" && variable("CARGO_CFG_TARGET_ENV") == "gnu";
-    if !is_glibc || variable("HOST") != variable("TARGET") {
+    if !is_for_this_glibc() {
         return;
     }
     let folder = Path::new(&variable("OUT_DIR")).join("unwinder");

@@ -46,7 +46,7 @@ pub enum Command {
 
 /// `iii worker ...`.
 #[derive(Debug, Subcommand)]
-// Only what is asked for is made ready: all of it takes longer than to find the daemon.
+// Only what is asked for is made ready, at each start.
 #[command(defer = true)]
 pub enum WorkerCommand {
     /// Pull images, or take local projects, and add them to config.yaml; a running daemon starts them at once.

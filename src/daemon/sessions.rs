@@ -7,8 +7,8 @@
 //!                                                    └────────────── idle ◀── END, AGAIN ────┘
 //! ```
 //!
-//! A connection to a guest is kept when its session has ended in order: to make one and to close it takes either side
-//! of a machine longer than a short command.
+//! A connection to a guest is kept when its session has ended in order: to make one and to close it is
+//! a good part of a short command.
 //!
 //! libkrun writes to the host's sockets in blocking mode, so that one which is not read would hold up every
 //! connection of its machine. Therefore both directions are always read, into a buffer each; the windows of
@@ -51,7 +51,6 @@ use crate::vm::SESSION_SOCKET;
 pub use carry::MAX_WAITING_BYTES;
 use carry::{Carried, carry};
 use idle::Idle;
-pub use idle::MAX_IDLE;
 
 /// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each
 /// holds two file descriptors, which [`super::MAX_OPEN_FILES`] has room for.

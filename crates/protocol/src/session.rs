@@ -31,7 +31,7 @@
 //! station, the daemon or the agent, waits for that for [`END_LINGER_MS`]. A connection that ends without END is a
 //! lost worker or a lost daemon, never an exit.
 //!
-//! **Again.** To make a vsock connection and to close it takes longer than a short command. Behind END the agent says
+//! **Again.** To make a vsock connection and to close it is a good part of a short command. Behind END the agent says
 //! [`KIND_AGAIN`]: from then on it ignores what comes, up to another OPEN, which begins a session that knows nothing of
 //! the one before. The daemon passes AGAIN on to nobody, keeps the connection when the client has left with a whole
 //! frame, and gives it to the next client. Without AGAIN (nothing was started, or it runs on without a client) the agent
@@ -60,7 +60,7 @@ pub const MAX_CHANGE_BYTES: usize = 8192;
 /// Milliseconds from SIGHUP to SIGKILL when the client is gone.
 pub const HANGUP_GRACE_MS: u64 = 2_000;
 
-/// Milliseconds that a client has to close the connection after END, before the agent does.
+/// Milliseconds that a client has to close the connection after END, before the daemon or the agent does.
 pub const END_LINGER_MS: u64 = 2_000;
 
 /// Client to agent: [`Open`], the first frame of a session and only that.

@@ -9,7 +9,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::UnixStream;
 
 /// How many connections to one machine are kept for later: enough for what asks for one command after the other.
-pub const MAX_IDLE: usize = 2;
+const MAX_IDLE: usize = 2;
 
 /// Those of all machines.
 #[derive(Debug, Default)]

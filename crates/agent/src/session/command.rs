@@ -300,8 +300,8 @@ impl Group {
             match event {
                 Ok(Event::Ended(_)) if timed_out => return (EndCause::TimedOut, lost),
                 Ok(Event::Ended(ended)) => return (cause(ended.status), lost),
-                Ok(event @ (Event::Lost | Event::Again | Event::HangUp)) => {
-                    lost |= !matches!(event, Event::HangUp);
+                Ok(event @ (Event::Lost | Event::HangUp)) => {
+                    lost |= matches!(event, Event::Lost);
                     if !hung_up {
                         hung_up = true;
                         hangup = Some(Instant::now() + Duration::from_millis(HANGUP_GRACE_MS));

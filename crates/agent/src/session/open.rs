@@ -36,8 +36,6 @@ pub(super) enum Event {
     HangUp,
     /// The client has left, or broke the contract; the last one of the reading thread.
     Lost,
-    /// Another client has come after the end; the last one of the reading thread.
-    Again,
 }
 
 /// The first frame of a connection's next session, and where the rest of that comes from.
@@ -174,9 +172,9 @@ pub(super) fn attend(
                 lines.outbound.lose();
             }
             connection.close();
+            // Fails only when the session is over.
+            let _ = sender.send(Event::Lost);
         }
-        // Fails only when the session is over.
-        let _ = sender.send(if next.is_some() { Event::Again } else { Event::Lost });
         next.map(|open| (stream, open))
     })?;
     Ok(Attended { lines, events, followed, reader })
@@ -190,7 +188,7 @@ impl Attended {
     /// Says END, unless the client was `lost`, and waits until the connection is closed or carries another session,
     /// whose begin is returned.
     pub(super) fn finish(self, cause: EndCause, lost: bool) -> Option<Next> {
-        let Attended { lines, events, followed, reader } = self;
+        let Attended { lines, followed, reader, .. } = self;
         let connection = lines.connection;
         if lost {
             connection.close();
@@ -204,7 +202,6 @@ impl Attended {
         let _ = connection.send(KIND_AGAIN, &[]);
         // Closed now, and not only when the connection is.
         drop(of_this_session);
-        while let Ok(Event::HangUp | Event::Ended(_)) = events.recv() {}
         reader.join().ok().flatten()
     }
 }
@@ -214,8 +211,7 @@ fn linger(connection: &Connection, reader: Working<()>, events: &Receiver<Event>
     let deadline = Instant::now() + Duration::from_millis(END_LINGER_MS);
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Lost | Event::Again)
-            | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            Ok(Event::Lost) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             Ok(Event::HangUp | Event::Ended(_)) => {}
         }
     }
