@@ -3,7 +3,8 @@
 // usage: probe reach (tcp|udp ADDRESS PORT)...   one line per attempt, as attempt.h has it
 //        probe many ADDRESS PORT COUNT           as many connections at once, each with an answer of its own
 //        probe relay ADDRESS PORT ADDRESS PORT   what the first peer sends goes to the second one, and a line says how
-//                                                much that was and its sum
+//                                                much that was
+//        probe send ADDRESS PORT BYTES           as many zeros, in large pieces
 //        probe echo PORT                         sends datagrams back, until it is ended; says `ready` first
 #define _GNU_SOURCE
 #include "attempt.h"
@@ -14,11 +15,8 @@
 
 // Descriptors beside the connections.
 #define SPARE_DESCRIPTORS 64
-// One piece of what is relayed: whole words.
-#define RELAY_BYTES (256 << 10)
-// FNV-1a, by words instead of bytes (an emulated guest would need minutes for a cryptographic sum).
-#define SUM_START 0xcbf29ce484222325ULL
-#define SUM_FACTOR 0x100000001b3ULL
+// One piece of what is sent or relayed.
+#define PIECE_BYTES (256 << 10)
 
 static int give_up(const char *step, int at) {
     printf("%s %d failed %s\n", step, at, strerrorname_np(errno));
@@ -82,30 +80,40 @@ static int connected(const char *address, const char *port) {
     return opened;
 }
 
+static int send_all(int to, const unsigned char *bytes, size_t length) {
+    for (size_t gone = 0; gone < length;) {
+        ssize_t sent = send(to, bytes + gone, length - gone, MSG_NOSIGNAL);
+        if (sent < 0) return -1;
+        gone += sent;
+    }
+    return 0;
+}
+
 static int relay(char **argv) {
-    static unsigned char block[RELAY_BYTES];
-    uint64_t sum = SUM_START, total = 0;
+    static unsigned char piece[PIECE_BYTES];
+    unsigned long long total = 0;
     int from = connected(argv[0], argv[1]), to = connected(argv[2], argv[3]);
     if (from < 0 || to < 0) return give_up("connection", from < 0 ? 0 : 1);
     for (;;) {
-        ssize_t heard = recv(from, block, sizeof block, MSG_WAITALL);
+        ssize_t heard = recv(from, piece, sizeof piece, MSG_WAITALL);
         if (heard < 0) return give_up("receive", 0);
         if (heard == 0) break;
-        // A last word that is not whole is filled up.
-        memset(block + heard, 0, -heard & (sizeof sum - 1));
-        for (ssize_t at = 0; at < heard; at += sizeof sum) {
-            uint64_t word;
-            memcpy(&word, block + at, sizeof word);
-            sum = (sum ^ word) * SUM_FACTOR;
-        }
-        for (ssize_t gone = 0; gone < heard;) {
-            ssize_t sent = send(to, block + gone, heard - gone, MSG_NOSIGNAL);
-            if (sent < 0) return give_up("send", 0);
-            gone += sent;
-        }
+        if (send_all(to, piece, heard) < 0) return give_up("send", 0);
         total += heard;
     }
-    printf("relay %llu %016llx\n", (unsigned long long)total, (unsigned long long)sum);
+    printf("relay %llu\n", total);
+    return 0;
+}
+
+static int send_zeros(char **argv) {
+    static unsigned char piece[PIECE_BYTES];
+    int to = connected(argv[0], argv[1]);
+    if (to < 0) return give_up("connection", 0);
+    for (unsigned long long left = strtoull(argv[2], NULL, 10); left;) {
+        size_t length = left < sizeof piece ? left : sizeof piece;
+        if (send_all(to, piece, length) < 0) return give_up("send", 0);
+        left -= length;
+    }
     return 0;
 }
 
@@ -128,6 +136,7 @@ int main(int argc, char **argv) {
     if (argc > 2 && !strcmp(argv[1], "reach")) return reach(argc - 2, argv + 2);
     if (argc == 5 && !strcmp(argv[1], "many")) return many(argv[2], atoi(argv[3]), atoi(argv[4]));
     if (argc == 6 && !strcmp(argv[1], "relay")) return relay(argv + 2);
+    if (argc == 5 && !strcmp(argv[1], "send")) return send_zeros(argv + 2);
     if (argc == 3 && !strcmp(argv[1], "echo")) return echo(atoi(argv[2]));
     fprintf(stderr, "probe: see its source for the usage\n");
     return 2;
