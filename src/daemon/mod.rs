@@ -57,7 +57,7 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 const LAST_WORK: Duration = Duration::from_millis(500);
 /// Environment variable that says what is logged on stderr besides.
 pub const LOG_ENV: &str = "III_LOG";
-/// File descriptors the daemon wants, if the hard limit allows: connections have one, sessions two, machines
+/// File descriptors the daemon wants, if the hard limit allows: connections have one, sessions two to four, machines
 /// and files a few. The usual soft limit of 1024 is for programs that use `select`.
 pub const MAX_OPEN_FILES: u64 = 4096;
 /// How many events may wait to be told.

@@ -18,6 +18,7 @@
 mod carry;
 mod idle;
 mod order;
+mod wire;
 
 use std::collections::HashMap;
 use std::io;
@@ -51,9 +52,10 @@ use crate::vm::SESSION_SOCKET;
 pub use carry::MAX_WAITING_BYTES;
 use carry::{Carried, carry};
 use idle::Idle;
+use wire::Wire;
 
-/// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each
-/// holds two file descriptors, which [`super::MAX_OPEN_FILES`] has room for.
+/// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each holds two file
+/// descriptors, and one more for an end that has no room; [`super::MAX_OPEN_FILES`] is enough for all.
 pub const MAX_SESSIONS_AT_ONCE: usize = 4 * MAX_SESSIONS;
 /// How long a machine may take to accept a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,11 +98,11 @@ impl Sessions {
     }
 
     /// Connects to a machine's socket; waits in line where many want to.
-    async fn connect(&self, worker: &str, path: &Path) -> io::Result<UnixStream> {
+    async fn connect(&self, worker: &str, path: &Path) -> io::Result<Wire> {
         // Nearly always there is room in its backlog, and no need for a thread that could wait.
         match connect_at_once(path) {
             Err(Errno::EAGAIN) => {}
-            connected => return UnixStream::from_std(StdUnixStream::from(connected?)),
+            connected => return Wire::new(StdUnixStream::from(connected?)),
         }
         let connecting = self.connecting(worker);
         let turn = tokio::time::timeout(CONNECT_TIMEOUT, connecting.acquire_owned());
@@ -110,7 +112,7 @@ impl Sessions {
             let _turn = turn;
             connect_patiently(&path)
         });
-        UnixStream::from_std(connected.await.map_err(io::Error::other)??)
+        Wire::new(connected.await.map_err(io::Error::other)??)
     }
 }
 
@@ -228,7 +230,7 @@ struct Session {
     worker: String,
     /// Of the machine.
     socket: PathBuf,
-    guest: UnixStream,
+    guest: Wire,
     /// Where `guest` goes when another session may follow.
     idle: Arc<Idle>,
     _slot: OwnedSemaphorePermit,
@@ -241,13 +243,15 @@ impl Session {
             () = closed(&mut closing) => return,
         };
         match upgraded.map(Upgraded::downcast::<TokioIo<UnixStream>>) {
-            Ok(Ok(parts)) => {
-                let client = parts.io.into_inner();
-                tokio::select! {
+            Ok(Ok(parts)) => match parts.io.into_inner().into_std().and_then(Wire::new) {
+                Ok(client) => tokio::select! {
                     end = carry(&client, parts.read_buf, &self.guest) => self.finish(end),
                     () = closed(&mut closing) => {}
+                },
+                Err(e) => {
+                    tracing::warn!(error = %e, "a client's connection cannot be watched: session closed")
                 }
-            }
+            },
             Ok(Err(_)) => tracing::error!("an upgraded connection is no socket"),
             Err(e) => tracing::debug!(error = %e, "a client left before its session"),
         }

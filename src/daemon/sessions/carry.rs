@@ -1,15 +1,14 @@
 //! Bytes of one session, both ways.
 
 use std::future::pending;
-use std::io;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
 use iii_protocol::session::{END_LINGER_MS, MAX_DATA_BYTES, WINDOW_BYTES};
-use tokio::net::UnixStream;
 
 use super::order::{Down, Up};
+use super::wire::{Room, Wire};
 
 /// What may wait in one direction for an end that does not read. An honest sender has at most the window on
 /// the way, even in frames of one byte, and besides that control frames, of which OPEN may be large.
@@ -35,14 +34,14 @@ pub(super) enum Carried {
 }
 
 /// Carries bytes both ways until an end closes. `first` came with the client's request.
-pub(super) async fn carry(client: &UnixStream, first: Bytes, guest: &UnixStream) -> Carried {
+pub(super) async fn carry(client: &Wire, first: Bytes, guest: &Wire) -> Carried {
     let (mut above, mut below) = (Up::default(), Down::default());
     let mut rising = BytesMut::from(first);
     above.look(&rising);
     let up = async {
-        let look = |waiting: &mut BytesMut, new| {
-            above.look(&waiting[new..]);
-            false
+        let look = |bytes: &[u8]| {
+            above.look(bytes);
+            (bytes.len(), false)
         };
         match pump(client, guest, &mut rising, look).await {
             Pumped::SourceClosed | Pumped::SourceEnded => Carried::Closed,
@@ -57,11 +56,10 @@ pub(super) async fn carry(client: &UnixStream, first: Bytes, guest: &UnixStream)
     };
     let down = async {
         let mut waiting = BytesMut::new();
-        let look = |waiting: &mut BytesMut, new| {
+        let look = |bytes: &[u8]| {
             // What comes behind END is for us.
-            let behind = below.look(&waiting[new..]);
-            waiting.truncate(waiting.len() - behind);
-            below.has_ended()
+            let behind = below.look(bytes);
+            (bytes.len() - behind, below.has_ended())
         };
         match pump(guest, client, &mut waiting, look).await {
             Pumped::SourceClosed => {
@@ -108,73 +106,80 @@ enum Pumped {
     Exceeded,
 }
 
-/// Reads all that comes, whether it can be written or not. `look` is given what waits after each read, and where the
-/// new part of it begins; it tells whether that was the last.
+/// Reads all that comes, whether it can be written or not. `look` is given what was read, and tells how much of it is to
+/// be passed on, and whether that was the last.
 async fn pump(
-    from: &UnixStream,
-    to: &UnixStream,
+    from: &Wire,
+    to: &Wire,
     waiting: &mut BytesMut,
-    mut look: impl FnMut(&mut BytesMut, usize) -> bool,
+    mut look: impl FnMut(&[u8]) -> (usize, bool),
 ) -> Pumped {
+    let mut chunk = vec![0; READ_BYTES];
+    if !write_some(to, waiting) {
+        return Pumped::TargetClosed;
+    }
+    // There is one while something waits.
+    let mut room: Option<Room> = None;
     loop {
-        // What has just been read can nearly always be written at once.
-        if !waiting.is_empty() && !write_some(to, waiting) {
-            return Pumped::TargetClosed;
+        if waiting.is_empty() {
+            room = None;
+        } else if room.is_none() {
+            let Ok(new) = to.room() else { return Pumped::TargetClosed };
+            room = Some(new);
         }
-        let writable = tokio::select! {
-            ready = from.readable() => {
-                if ready.is_err() {
-                    return Pumped::SourceClosed;
-                }
-                false
+        let written = async {
+            match &room {
+                Some(room) => room.write(waiting).await,
+                None => pending().await,
             }
-            _ = to.writable(), if !waiting.is_empty() => true,
         };
-        if writable {
-            continue;
+        let read = tokio::select! {
+            read = from.read(&mut chunk) => read,
+            written = written => {
+                let Ok(written) = written else { return Pumped::TargetClosed };
+                waiting.advance(written);
+                continue;
+            }
+        };
+        let Ok(read @ 1..) = read else { return Pumped::SourceClosed };
+        let (passed, is_last) = look(&chunk[..read]);
+        let mut new = &chunk[..passed];
+        // What has just been read can nearly always be written at once.
+        if waiting.is_empty() {
+            let Ok(written) = to.try_write(new) else { return Pumped::TargetClosed };
+            new = &new[written..];
         }
-        waiting.reserve(READ_BYTES);
-        let before = waiting.len();
-        match from.try_read_buf(waiting) {
-            Ok(0) => return Pumped::SourceClosed,
-            Ok(_) if waiting.len() > MAX_WAITING_BYTES => return Pumped::Exceeded,
-            Ok(_) if look(waiting, before) => return Pumped::SourceEnded,
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return Pumped::SourceClosed,
+        waiting.extend_from_slice(new);
+        if waiting.len() > MAX_WAITING_BYTES {
+            return Pumped::Exceeded;
+        }
+        if is_last {
+            return Pumped::SourceEnded;
         }
     }
 }
 
 /// Whether the target is still there.
-fn write_some(to: &UnixStream, waiting: &mut BytesMut) -> bool {
-    match to.try_write(waiting) {
-        Ok(written) => waiting.advance(written),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-        Err(_) => return false,
-    }
-    true
+fn write_some(to: &Wire, waiting: &mut BytesMut) -> bool {
+    waiting.is_empty() || to.try_write(waiting).map(|written| waiting.advance(written)).is_ok()
 }
 
 /// Writes what is left, for as long as the target is there.
-async fn deliver(to: &UnixStream, mut rest: BytesMut) {
-    while !rest.is_empty() && write_some(to, &mut rest) {
-        if !rest.is_empty() && to.writable().await.is_err() {
-            return;
-        }
+async fn deliver(to: &Wire, mut rest: BytesMut) {
+    if !write_some(to, &mut rest) || rest.is_empty() {
+        return;
+    }
+    let Ok(room) = to.room() else { return };
+    while !rest.is_empty() {
+        let Ok(written) = room.write(&rest).await else { return };
+        rest.advance(written);
     }
 }
 
 /// Reads and forgets, until the source closes.
-async fn drain(from: &UnixStream, mut look: impl FnMut(&[u8])) {
-    let mut forgotten = BytesMut::with_capacity(FORGOTTEN_BYTES);
-    while from.readable().await.is_ok() {
-        forgotten.clear();
-        match from.try_read_buf(&mut forgotten) {
-            Ok(0) => return,
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return,
-            Ok(_) => look(&forgotten),
-            Err(_) => {}
-        }
+async fn drain(from: &Wire, mut look: impl FnMut(&[u8])) {
+    let mut forgotten = [0; FORGOTTEN_BYTES];
+    while let Ok(read @ 1..) = from.read(&mut forgotten).await {
+        look(&forgotten[..read]);
     }
 }

@@ -1,12 +1,13 @@
 //! Connections to guests between two sessions.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use tokio::net::UnixStream;
+
+use super::wire::Wire;
 
 /// How many connections to one machine are kept for later: enough for what asks for one command after the other.
 const MAX_IDLE: usize = 2;
@@ -19,19 +20,19 @@ pub(super) struct Idle(Mutex<Vec<Waiting>>);
 struct Waiting {
     /// The machine's socket. One that has another machine behind it by now leads nowhere.
     socket: PathBuf,
-    guest: UnixStream,
+    guest: Wire,
 }
 
 impl Idle {
     /// A connection to this machine that was kept.
-    pub(super) fn take(&self, socket: &Path) -> Option<UnixStream> {
+    pub(super) fn take(&self, socket: &Path) -> Option<Wire> {
         let mut all = self.lock();
         let found = all.iter().rposition(|waiting| waiting.socket == socket)?;
         Some(all.swap_remove(found).guest)
     }
 
     /// Keeps one whose session has ended, unless there are enough.
-    pub(super) fn keep(&self, socket: PathBuf, guest: UnixStream) {
+    pub(super) fn keep(&self, socket: PathBuf, guest: Wire) {
         let mut all = self.lock();
         if all.iter().filter(|waiting| waiting.socket == socket).count() < MAX_IDLE {
             all.push(Waiting { socket, guest });
@@ -47,9 +48,9 @@ impl Idle {
 }
 
 /// A guest that speaks first has broken the contract.
-fn is_open_and_silent(guest: &UnixStream) -> bool {
+fn is_open_and_silent(guest: &Wire) -> bool {
     // The kernel is asked: the runtime may not have heard of it yet.
-    let seen = recv(guest.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+    let seen = recv(guest.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
     seen == Err(Errno::EAGAIN)
 }
 
@@ -60,10 +61,10 @@ mod tests {
 
     use super::*;
 
-    fn connection() -> (UnixStream, Guest) {
+    fn connection() -> (Wire, Guest) {
         let (ours, theirs) = Guest::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (UnixStream::from_std(ours).unwrap(), theirs)
+        (Wire::new(ours).unwrap(), theirs)
     }
 
     #[tokio::test]

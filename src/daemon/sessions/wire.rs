@@ -1,0 +1,79 @@
+//! A connected socket whose owner is woken for nothing that it does not wait for.
+//!
+//! tokio's own registers for both at once: what can be read, and room to write. A Unix socket tells of room whenever its
+//! peer has read something, so that half of all wakes of whoever passes bytes on would be for nothing.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+#[expect(
+    deprecated,
+    reason = "the newer one is unsafe, for the sake of types that change their descriptor: this one does not"
+)]
+fn register(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    AsyncFd::with_interest(stream, interest)
+}
+
+/// A socket that does not block, registered for reading.
+#[derive(Debug)]
+pub(super) struct Wire(AsyncFd<UnixStream>);
+
+/// The same socket while its owner waits for room, by a descriptor of its own.
+#[derive(Debug)]
+pub(super) struct Room(AsyncFd<UnixStream>);
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> io::Result<Wire> {
+        register(stream, Interest::READABLE).map(Wire)
+    }
+
+    /// Waits for bytes and takes those that are there and fit; 0 at the end. One that is cancelled has taken none.
+    pub(super) async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            match self.0.get_ref().read(into) {
+                Ok(read) => {
+                    // There were no more of them. If some have come since, the runtime has an event that is newer than
+                    // what is cleared here.
+                    if read < into.len() {
+                        ready.clear_ready();
+                    }
+                    return Ok(read);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Writes what there is room for now: nothing is no error.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.get_ref().write(bytes) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    /// For as long as there is something to write and no room.
+    pub(super) fn room(&self) -> io::Result<Room> {
+        register(self.0.get_ref().try_clone()?, Interest::WRITABLE).map(Room)
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+impl Room {
+    /// Waits for room and writes what there is room for. One that is cancelled has written none.
+    pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.async_io(Interest::WRITABLE, |mut socket| socket.write(bytes)).await
+    }
+}
