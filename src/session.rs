@@ -31,6 +31,7 @@ use iii_protocol::session::{
     MAX_DATA_BYTES, Open, ReceiveWindow, SendWindow, Signal, Started, Task, TerminalSize, VERSION,
     credit_payload, parse_credit,
 };
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -238,6 +239,8 @@ pub fn open_frame(task: Task) -> Result<BytesMut, FrameError> {
 /// `unsent` what is still to be sent of the [first frame](open_frame). Must be called within a runtime, which then moves the
 /// frames.
 pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Session {
+    // So that a frame of data goes out in one piece. Less works as well.
+    let _ = setsockopt(&stream, SndBuf, &MAX_DATA_BYTES);
     let (fed, input) = mpsc::channel(INPUT_QUEUE);
     let (frames, control) = mpsc::channel(CONTROL_QUEUE);
     let (stdout_sender, stdout) = mpsc::unbounded_channel();

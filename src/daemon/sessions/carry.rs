@@ -7,14 +7,14 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
 use iii_protocol::session::{END_LINGER_MS, MAX_DATA_BYTES, WINDOW_BYTES};
 
-use super::order::{Down, Up};
+use super::order::{Down, Place, Up};
 use super::wire::{Room, Wire};
 
 /// What may wait in one direction for an end that does not read. An honest sender has at most the window on
 /// the way, even in frames of one byte, and besides that control frames, of which OPEN may be large.
 pub const MAX_WAITING_BYTES: usize = WINDOW_BYTES * (HEADER_BYTES + 1) + MAX_FRAME_BYTES;
-/// Bytes read at a time.
-const READ_BYTES: usize = MAX_DATA_BYTES;
+/// Bytes read at a time: a whole frame of data.
+const READ_BYTES: usize = HEADER_BYTES + MAX_DATA_BYTES;
 /// Likewise where all of them are thrown away.
 const FORGOTTEN_BYTES: usize = 4096;
 /// How long a client may stay after END.
@@ -41,7 +41,7 @@ pub(super) async fn carry(client: &Wire, first: Bytes, guest: &Wire) -> Carried 
     let up = async {
         let look = |bytes: &[u8]| {
             above.look(bytes);
-            (bytes.len(), false)
+            Seen { passed: bytes.len(), place: above.place(), is_last: false }
         };
         match pump(client, guest, &mut rising, look).await {
             Pumped::SourceClosed | Pumped::SourceEnded => Carried::Closed,
@@ -59,7 +59,7 @@ pub(super) async fn carry(client: &Wire, first: Bytes, guest: &Wire) -> Carried 
         let look = |bytes: &[u8]| {
             // What comes behind END is for us.
             let behind = below.look(bytes);
-            (bytes.len() - behind, below.has_ended())
+            Seen { passed: bytes.len() - behind, place: below.place(), is_last: below.has_ended() }
         };
         match pump(guest, client, &mut waiting, look).await {
             Pumped::SourceClosed => {
@@ -106,18 +106,27 @@ enum Pumped {
     Exceeded,
 }
 
-/// Reads all that comes, whether it can be written or not. `look` is given what was read, and tells how much of it is to
-/// be passed on, and whether that was the last.
-async fn pump(
-    from: &Wire,
-    to: &Wire,
-    waiting: &mut BytesMut,
-    mut look: impl FnMut(&[u8]) -> (usize, bool),
-) -> Pumped {
-    let mut chunk = vec![0; READ_BYTES];
+/// What there is to know of bytes that were read.
+struct Seen {
+    /// How many of them are to be passed on.
+    passed: usize,
+    /// Behind them.
+    place: Place,
+    /// Nothing comes behind them.
+    is_last: bool,
+}
+
+/// Reads all that comes, whether it can be written or not, and shows it to `look`.
+///
+/// A frame that fits into one read is passed on when it is whole: its sender has written it in one go, and whoever gets
+/// it should not be woken for each packet that it came in.
+async fn pump(from: &Wire, to: &Wire, waiting: &mut BytesMut, mut look: impl FnMut(&[u8]) -> Seen) -> Pumped {
     if !write_some(to, waiting) {
         return Pumped::TargetClosed;
     }
+    // The first so many bytes are of one frame, whose last ones are still to come.
+    let (mut chunk, mut held) = (vec![0; READ_BYTES], 0);
+    let mut whole_frames = 0;
     // There is one while something waits.
     let mut room: Option<Room> = None;
     loop {
@@ -134,26 +143,36 @@ async fn pump(
             }
         };
         let read = tokio::select! {
-            read = from.read(&mut chunk) => read,
+            read = from.read(&mut chunk[held..]) => read,
             written = written => {
                 let Ok(written) = written else { return Pumped::TargetClosed };
                 waiting.advance(written);
                 continue;
             }
         };
-        let Ok(read @ 1..) = read else { return Pumped::SourceClosed };
-        let (passed, is_last) = look(&chunk[..read]);
-        let mut new = &chunk[..passed];
+        let Ok(read @ 1..) = read else {
+            waiting.extend_from_slice(&chunk[..held]);
+            return Pumped::SourceClosed;
+        };
+        let seen = look(&chunk[held..held + read]);
+        held += seen.passed;
+        let ends_a_frame = seen.place.whole != whole_frames;
+        whole_frames = seen.place.whole;
+        if !ends_a_frame && !seen.is_last && (1..=chunk.len() - held).contains(&seen.place.missing) {
+            continue;
+        }
+        let mut new = &chunk[..held];
         // What has just been read can nearly always be written at once.
         if waiting.is_empty() {
             let Ok(written) = to.try_write(new) else { return Pumped::TargetClosed };
             new = &new[written..];
         }
         waiting.extend_from_slice(new);
+        held = 0;
         if waiting.len() > MAX_WAITING_BYTES {
             return Pumped::Exceeded;
         }
-        if is_last {
+        if seen.is_last {
             return Pumped::SourceEnded;
         }
     }

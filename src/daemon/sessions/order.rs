@@ -12,6 +12,8 @@ struct Heads {
     have: usize,
     /// How much of the payload behind it has not.
     missing: usize,
+    /// How many frames have come whole.
+    whole: usize,
 }
 
 impl Heads {
@@ -34,13 +36,32 @@ impl Heads {
             return None;
         }
         self.have = 0;
+        self.whole += 1;
         Some(self.head[HEADER_BYTES - 1])
+    }
+
+    fn place(&self) -> Place {
+        let missing = match self.have {
+            0 => 0,
+            HEADER_BYTES => self.missing,
+            have => HEADER_BYTES - have,
+        };
+        Place { whole: self.whole, missing }
     }
 
     /// Whether no frame is cut off here.
     fn is_between(&self) -> bool {
         self.have == 0
     }
+}
+
+/// Where a stream is in its frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// So many have come whole.
+    pub(super) whole: usize,
+    /// So many bytes of the last one are still to come, as far as its head tells.
+    pub(super) missing: usize,
 }
 
 /// What a client sends.
@@ -57,6 +78,10 @@ impl Up {
                 self.opened += 1;
             }
         }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.heads.place()
     }
 
     /// Whether it was one session, and whole frames of it.
@@ -93,6 +118,10 @@ impl Down {
 
     pub(super) fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.heads.place()
     }
 
     /// Whether the guest has said so, and nothing else behind END.

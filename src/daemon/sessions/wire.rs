@@ -7,6 +7,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use iii_protocol::session::MAX_DATA_BYTES;
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -28,6 +30,8 @@ pub(super) struct Room(AsyncFd<UnixStream>);
 
 impl Wire {
     pub(super) fn new(stream: UnixStream) -> io::Result<Wire> {
+        // So that a frame of data fits in, and whoever writes one is not woken for the rest. Less works as well.
+        let _ = setsockopt(&stream, SndBuf, &MAX_DATA_BYTES);
         register(stream, Interest::READABLE).map(Wire)
     }
 

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use iii::daemon::sessions::MAX_WAITING_BYTES;
 use iii_protocol::api::{ErrorBody, ErrorCode, Phase, WorkerStatus};
 use iii_protocol::exit::ExitCause;
-use iii_protocol::session::UPGRADE;
+use iii_protocol::frame::encode;
+use iii_protocol::session::{KIND_STDOUT, MAX_DATA_BYTES, UPGRADE};
 
 use super::Bench;
 use super::agent::Agent;
@@ -148,6 +149,36 @@ async fn bytes_go_both_ways_as_they_are_and_the_last_ones_arrive() {
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
     }
     assert!(all == words, "{} bytes", all.len());
+    bench.daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_in_pieces_arrive_whatever_the_pieces_are_and_a_last_one_that_is_cut_off_too() {
+    let bench = Bench::new().await;
+    let mut client = upgrading(&bench.project, "web");
+    let mut guest = bench.agent.accept().stream;
+    switched(&mut client);
+    let mut frames = Vec::new();
+    for size in [1, 70_000, MAX_DATA_BYTES, 3, 600_000] {
+        let payload: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        encode(KIND_STDOUT, &payload, &mut frames).unwrap();
+    }
+    let sent = frames.clone();
+    let guest = std::thread::spawn(move || {
+        for piece in sent.chunks(40_001) {
+            guest.write_all(piece).unwrap();
+        }
+        guest
+    });
+    let mut heard = vec![0; frames.len()];
+    client.read_exact(&mut heard).unwrap();
+    assert!(heard == frames);
+    let mut guest = guest.join().unwrap();
+    guest.write_all(&frames[..4]).unwrap();
+    drop(guest);
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, frames[..4]);
     bench.daemon.end().await;
 }
 
