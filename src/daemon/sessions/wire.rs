@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 #[expect(
     deprecated,
-    reason = "the newer one is unsafe, for the sake of types that change their descriptor: this one does not"
+    reason = "the newer one cannot be called here, for the sake of types that change their descriptor; this one keeps it"
 )]
 fn register(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
     AsyncFd::with_interest(stream, interest)
