@@ -5,6 +5,7 @@ mod files;
 mod mounts;
 mod netlink;
 mod network;
+mod vsock;
 
 use std::fs::{self, File};
 use std::io;
@@ -16,15 +17,11 @@ use std::time::Duration;
 
 use iii_protocol::engine::ENGINE_PORT;
 use iii_protocol::guest::{BootPlan, CONTROL_PORT, RootPlan};
-use iii_protocol::session::SESSION_PORT;
 use nix::fcntl::{OFlag, open};
-use nix::libc::{RLIMIT_NOFILE, SIGKILL, VMADDR_CID_ANY, VMADDR_CID_HOST};
+use nix::libc::{RLIMIT_NOFILE, SIGKILL};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, getpeername, listen, socket,
-};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_settime};
 use nix::unistd::{sethostname, sync};
@@ -40,8 +37,6 @@ use crate::user::{self, Identity};
 
 /// Open files a workload may have, soft and hard: what Docker gives.
 const OPEN_FILES: u64 = 1024 * 1024;
-/// Connections that may wait to be taken.
-const BACKLOG: i32 = 128;
 
 /// A guest, from an empty root folder to power off. Only ever made by process 1.
 #[derive(Debug, Default)]
@@ -53,7 +48,7 @@ pub(crate) struct Guest {
 
 impl Platform for Guest {
     fn connect(&self) -> io::Result<File> {
-        dial_host(CONTROL_PORT).map(File::from)
+        vsock::dial_host(CONTROL_PORT).map(File::from)
     }
 
     fn prepare(&mut self) -> Result<(), StartError> {
@@ -108,17 +103,14 @@ impl Platform for Guest {
     }
 
     fn listen(&self) -> io::Result<Option<OwnedFd>> {
-        let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, SESSION_PORT))?;
-        listen(&socket, Backlog::new(BACKLOG)?)?;
-        Ok(Some(socket))
+        vsock::listen_for_sessions().map(Some)
     }
 
     fn engine_door(&self, port: u16) -> io::Result<Option<EngineDoor>> {
         let mut listeners = vec![TcpListener::bind((Ipv4Addr::LOCALHOST, port))?];
         // Not there in a kernel without IPv6.
         listeners.extend(TcpListener::bind((Ipv6Addr::LOCALHOST, port)));
-        Ok(Some(EngineDoor { listeners, dial: Arc::new(|| dial_host(ENGINE_PORT)) }))
+        Ok(Some(EngineDoor { listeners, dial: Arc::new(|| vsock::dial_host(ENGINE_PORT)) }))
     }
 
     fn session_host(&self) -> Arc<dyn SessionHost> {
@@ -173,13 +165,6 @@ impl Platform for Guest {
     }
 }
 
-/// Connects to a vsock port of the host.
-fn dial_host(port: u32) -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, port))?;
-    Ok(socket)
-}
-
 /// The guest as the sessions' threads see it.
 struct Host {
     settings: LaunchSettings,
@@ -187,9 +172,8 @@ struct Host {
 }
 
 impl SessionHost for Host {
-    /// Only the host: where the kernel has a loopback for vsock, any process of the guest could come.
     fn admits(&self, connection: &OwnedFd) -> bool {
-        getpeername::<VsockAddr>(connection.as_raw_fd()).is_ok_and(|peer| peer.cid() == VMADDR_CID_HOST)
+        vsock::is_from_host(connection)
     }
 
     fn identity(&self, user: &str) -> Result<Option<Identity>, StartError> {
