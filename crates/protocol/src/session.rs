@@ -22,7 +22,8 @@
 //! **Windows.** Each direction begins with [`WINDOW_BYTES`] of credit. A side may have that many bytes of data
 //! payload on the way that the other has not yet answered with [`KIND_CREDIT`]; a sender that goes over it
 //! is in error and its session is ended. So whoever is in between can always read, and what it holds for a
-//! slow reader has a limit. Control frames are not counted.
+//! slow reader has a limit. Up to half a window may be owed, so nobody may wait for credit while there is room. Control
+//! frames are not counted.
 //!
 //! **Ends.** The carrier is never closed in one direction only: the end of standard input is the frame
 //! [`KIND_STDIN_END`]. A client whose connection is lost has left: the agent sends SIGHUP to the session's
@@ -383,8 +384,9 @@ impl Default for ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// Credit is told in portions of at least this many bytes, so that it costs little.
-    const PORTION: usize = WINDOW_BYTES / 4;
+    /// Credit is told in portions of at least this many bytes, so that it costs little: with each, all stations between
+    /// the two ends are woken once, and the sender still has as much to go on with.
+    const PORTION: usize = WINDOW_BYTES / 2;
 
     /// `bytes` of data have arrived.
     pub fn received(&mut self, bytes: usize) -> Result<(), WindowExceeded> {
