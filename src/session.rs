@@ -15,8 +15,10 @@
 //! for longer than the window both outputs share. Dropping [`Ending`] closes the connection, whatever other
 //! parts are still there: the agent then ends what belongs to the session.
 
+mod mover;
 mod outgoing;
 mod passage;
+pub mod wire;
 
 use std::fs::File;
 use std::io;
@@ -24,28 +26,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use iii_protocol::frame::{Frame, FrameError, HEADER_BYTES, MAX_FRAME_BYTES, frame_length};
+use iii_protocol::frame::{Frame, FrameError};
 use iii_protocol::session::{
-    End, KIND_CLOSE_STDERR, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_KILL, KIND_OPEN, KIND_RESIZE,
-    KIND_SIGNAL, KIND_STARTED, KIND_STDERR, KIND_STDIN, KIND_STDIN_CLOSED, KIND_STDIN_END, KIND_STDOUT,
-    MAX_DATA_BYTES, Open, ReceiveWindow, SendWindow, Signal, Started, Task, TerminalSize, VERSION,
-    credit_payload, parse_credit,
+    End, KIND_KILL, KIND_OPEN, KIND_RESIZE, KIND_SIGNAL, Open, ReceiveWindow, SendWindow, Signal, Started,
+    Task, TerminalSize, VERSION,
 };
-use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use mover::Mover;
 use outgoing::Outgoing;
-use passage::{Exit, Passage, Passed, read_some};
+use passage::{Exit, Passage};
+use wire::Wire;
 
 /// How many pieces of input may wait for the window; each is what the caller made it.
 pub const INPUT_QUEUE: usize = 2;
 /// How many control frames may wait to be sent.
 pub const CONTROL_QUEUE: usize = 32;
-/// Bytes of frames that may wait for the carrier before nothing more is put behind them.
-const MAX_OUTGOING_BYTES: usize = 2 * MAX_DATA_BYTES;
-/// Bytes read at a time.
-const READ_BYTES: usize = MAX_DATA_BYTES;
 
 /// Why a session ended without END.
 #[derive(Debug, thiserror::Error)]
@@ -237,10 +234,9 @@ pub fn open_frame(task: Task) -> Result<BytesMut, FrameError> {
 
 /// The session on a connection that is the agent's from here on; `received` is what was read of it already, and
 /// `unsent` what is still to be sent of the [first frame](open_frame). Must be called within a runtime, which then moves the
-/// frames.
-pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Session {
-    // So that a frame of data goes out in one piece. Less works as well.
-    let _ = setsockopt(&stream, SndBuf, &MAX_DATA_BYTES);
+/// frames. Fails where the system watches no more descriptors.
+pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> io::Result<Session> {
+    let wire = Wire::new(stream.into_std()?)?;
     let (fed, input) = mpsc::channel(INPUT_QUEUE);
     let (frames, control) = mpsc::channel(CONTROL_QUEUE);
     let (stdout_sender, stdout) = mpsc::unbounded_channel();
@@ -250,7 +246,8 @@ pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Sessio
     let taken = Arc::<Taken>::default();
     let exits: [Arc<Exit>; 2] = Default::default();
     let mut mover = Mover {
-        stream,
+        wire,
+        room: None,
         incoming: received,
         outgoing: Outgoing::new(unsent),
         can_write: true,
@@ -274,225 +271,14 @@ pub fn start(stream: UnixStream, received: BytesMut, unsent: BytesMut) -> Sessio
     });
     let [stdout_exit, stderr_exit] = exits;
     let output = |bytes, exit| Output { bytes, taken: taken.clone(), exit, last: 0 };
-    Session {
+    Ok(Session {
         input: Input { fed },
         stdout: output(stdout, stdout_exit),
         stderr: output(stderr, stderr_exit),
         control: Control { frames },
         started,
         ending: Ending { end },
-    }
-}
-
-/// Moves the frames of one session.
-struct Mover {
-    stream: UnixStream,
-    /// What was read and is not yet a whole frame.
-    incoming: BytesMut,
-    outgoing: Outgoing,
-    /// False once a write has failed: what is still to be read counts all the same.
-    can_write: bool,
-    /// `None` after its end, or when nobody reads it.
-    input: Option<mpsc::Receiver<Fed>>,
-    /// Input that the window had no room for.
-    pending: Bytes,
-    send_window: SendWindow,
-    receive_window: ReceiveWindow,
-    /// STDOUT and STDERR; `None` when nobody reads them.
-    outputs: [Option<mpsc::UnboundedSender<Bytes>>; 2],
-    exits: [Arc<Exit>; 2],
-    passage: Passage,
-    started: Option<oneshot::Sender<Started>>,
-    taken: Arc<Taken>,
-}
-
-impl Mover {
-    async fn run(&mut self, mut control: mpsc::Receiver<Frame>) -> Result<End, Lost> {
-        let taken = self.taken.clone();
-        let mut has_control = true;
-        loop {
-            if let Some(end) = self.take_frames()? {
-                return Ok(end);
-            }
-            self.put_pending();
-            self.write();
-            let room = self.outgoing.len() < MAX_OUTGOING_BYTES;
-            let wants_input = room && self.pending.is_empty() && self.send_window.room() > 0;
-            tokio::select! {
-                ready = self.stream.readable() => {
-                    ready.map_err(|_| Lost::Disconnected)?;
-                    self.read()?;
-                }
-                _ = self.stream.writable(), if self.can_write && !self.outgoing.is_empty() => {}
-                frame = control.recv(), if room && has_control => match frame {
-                    Some(frame) => self.outgoing.put(frame.kind, frame.payload.into()),
-                    None => has_control = false,
-                },
-                fed = receive(&mut self.input), if wants_input => self.feed(fed),
-                () = taken.more.notified() => self.credit(),
-                () = closed(&self.outputs[0]) => self.close_output(0, KIND_CLOSE_STDOUT),
-                () = closed(&self.outputs[1]) => self.close_output(1, KIND_CLOSE_STDERR),
-            }
-        }
-    }
-
-    fn put_pending(&mut self) {
-        while !self.pending.is_empty() && self.outgoing.len() < MAX_OUTGOING_BYTES {
-            let portion = self.pending.len().min(self.send_window.room()).min(MAX_DATA_BYTES);
-            if portion == 0 {
-                return;
-            }
-            self.send_window.sent(portion);
-            self.outgoing.put(KIND_STDIN, self.pending.split_to(portion));
-        }
-    }
-
-    fn feed(&mut self, fed: Option<Fed>) {
-        match fed {
-            Some(Fed::Bytes(bytes)) => self.pending = bytes,
-            Some(Fed::End) => {
-                self.outgoing.put(KIND_STDIN_END, Bytes::new());
-                self.input = None;
-            }
-            None => self.input = None,
-        }
-    }
-
-    fn credit(&mut self) {
-        if let Some(credit) = self.receive_window.taken(self.taken.bytes.swap(0, Ordering::Relaxed)) {
-            self.outgoing.put(KIND_CREDIT, Bytes::copy_from_slice(&credit_payload(credit)));
-        }
-    }
-
-    fn close_output(&mut self, which: usize, kind: u8) {
-        self.outputs[which] = None;
-        self.outgoing.put(kind, Bytes::new());
-    }
-
-    fn write(&mut self) {
-        // The last words may be here all the same: reading tells.
-        self.can_write = self.can_write && self.outgoing.write(&self.stream).is_ok();
-        if !self.can_write {
-            self.outgoing.clear();
-        }
-    }
-
-    fn read(&mut self) -> Result<(), Lost> {
-        if self.passage.left() > 0 {
-            return self.pass();
-        }
-        let most = if self.incoming.is_empty() && self.passage.is_open() { HEADER_BYTES } else { READ_BYTES };
-        self.incoming.reserve(most);
-        read_some(&self.stream, &mut self.incoming, most)?;
-        if let Some(bytes) = self.passage.enter(&self.incoming).map_err(broken)? {
-            self.receive_window.received(bytes).map_err(broken)?;
-            self.incoming.clear();
-        }
-        Ok(())
-    }
-
-    /// The payload of a frame of output: into the caller's pipe if it takes it, or else to the reader.
-    fn pass(&mut self) -> Result<(), Lost> {
-        if self.outputs[0].is_some() {
-            match self.passage.pass(&self.stream) {
-                Passed::Bytes(bytes) => {
-                    self.taken.bytes.fetch_add(bytes, Ordering::Relaxed);
-                    self.credit();
-                    return Ok(());
-                }
-                Passed::End => return Err(Lost::Disconnected),
-                Passed::Nothing => {}
-            }
-        }
-        // Its memory is used again when nothing was there.
-        let left = self.passage.left();
-        self.incoming.reserve(left);
-        read_some(&self.stream, &mut self.incoming, left)?;
-        if !self.incoming.is_empty() {
-            self.passage.read(self.incoming.len());
-            let payload = self.incoming.split().freeze();
-            self.deliver(0, payload);
-        }
-        Ok(())
-    }
-
-    fn take_frames(&mut self) -> Result<Option<End>, Lost> {
-        while let Some(length) = frame_length(&self.incoming, MAX_FRAME_BYTES).map_err(broken)? {
-            let mut payload = self.incoming.split_to(length).freeze();
-            let kind = payload.split_to(HEADER_BYTES)[HEADER_BYTES - 1];
-            if let Some(end) = self.take(kind, payload)? {
-                return Ok(Some(end));
-            }
-        }
-        Ok(None)
-    }
-
-    fn take(&mut self, kind: u8, payload: Bytes) -> Result<Option<End>, Lost> {
-        match kind {
-            KIND_STDOUT => {
-                self.passage.saw(payload.len());
-                self.output(0, payload)?;
-            }
-            KIND_STDERR => self.output(1, payload)?,
-            KIND_CREDIT => {
-                let bytes = parse_credit(&payload).ok_or_else(|| broken("credit without a number"))?;
-                self.send_window.credited(bytes).map_err(broken)?;
-            }
-            KIND_STDIN_CLOSED => {
-                self.input = None;
-                self.pending = Bytes::new();
-            }
-            KIND_STARTED => {
-                let started = serde_json::from_slice(&payload).map_err(broken)?;
-                if let Some(sender) = self.started.take() {
-                    let _ = sender.send(started);
-                }
-            }
-            KIND_END => return serde_json::from_slice(&payload).map(Some).map_err(broken),
-            kind => return Err(broken(format!("a frame of the unknown kind {kind}"))),
-        }
-        Ok(None)
-    }
-
-    fn output(&mut self, which: usize, payload: Bytes) -> Result<(), Lost> {
-        let bytes = payload.len();
-        if bytes == 0 {
-            // Not counted by the window, so not kept either.
-            return Ok(());
-        }
-        self.receive_window.received(bytes).map_err(broken)?;
-        self.deliver(which, payload);
-        Ok(())
-    }
-
-    /// Hands bytes to the reader of an output, which the window has counted.
-    fn deliver(&mut self, which: usize, payload: Bytes) {
-        let bytes = payload.len();
-        self.exits[which].behind.fetch_add(bytes, Ordering::Relaxed);
-        let sent = self.outputs[which].as_ref().is_some_and(|output| output.send(payload).is_ok());
-        if !sent {
-            // Thrown away; the other stream still needs the room.
-            self.taken.add(bytes);
-        }
-    }
-}
-
-fn broken(why: impl std::fmt::Display) -> Lost {
-    Lost::Broken(why.to_string())
-}
-
-async fn receive(input: &mut Option<mpsc::Receiver<Fed>>) -> Option<Fed> {
-    match input {
-        Some(input) => input.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn closed(output: &Option<mpsc::UnboundedSender<Bytes>>) {
-    match output {
-        Some(output) => output.closed().await,
-        None => std::future::pending().await,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -501,7 +287,10 @@ mod tests {
     use std::os::unix::net::UnixStream as StdUnixStream;
 
     use iii_protocol::frame::read_frame;
-    use iii_protocol::session::{EndCause, WINDOW_BYTES};
+    use iii_protocol::session::{
+        EndCause, KIND_CLOSE_STDOUT, KIND_CREDIT, KIND_END, KIND_STDERR, KIND_STDOUT, MAX_DATA_BYTES,
+        WINDOW_BYTES, parse_credit,
+    };
 
     use super::*;
 
@@ -509,7 +298,8 @@ mod tests {
     async fn what_was_never_read_makes_room_for_the_other_stream() {
         let (ours, mut agent) = StdUnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut session = start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new());
+        let mut session =
+            start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new()).unwrap();
         let (wrote, written) = oneshot::channel();
         let agent = tokio::task::spawn_blocking(move || {
             let frame = Frame { kind: KIND_STDOUT, payload: vec![b'y'; MAX_DATA_BYTES] };
@@ -563,7 +353,7 @@ mod tests {
     async fn through_a_pipe(slice: usize) -> (Vec<u8>, Vec<u8>) {
         let (ours, mut agent) = StdUnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let session = start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new());
+        let session = start(UnixStream::from_std(ours).unwrap(), BytesMut::new(), BytesMut::new()).unwrap();
         let Session { mut stdout, mut stderr, mut ending, .. } = session;
         let (mut reader, writer) = io::pipe().unwrap();
         stdout.goes_to(File::from(std::os::fd::OwnedFd::from(writer.try_clone().unwrap())));

@@ -18,7 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("image", &["fsutil", "home", "units"]),
     ("vm", &["fsutil", "home", "host", "logs", "prepare", "project"]),
     ("actors", &["config", "fsutil", "home", "image", "logs", "project", "units", "vm"]),
-    ("daemon", &["actors", "config", "fsutil", "home", "host", "image", "logs", "project", "units", "vm"]),
+    (
+        "daemon",
+        &["actors", "config", "fsutil", "home", "host", "image", "logs", "project", "session", "units", "vm"],
+    ),
     ("cli", &["config", "fsutil", "home", "host", "image", "logs", "project", "session", "units"]),
 ];
 

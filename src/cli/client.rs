@@ -75,6 +75,11 @@ impl From<ClientError> for Failure {
 }
 
 impl Client {
+    /// The socket cannot be used for this reason.
+    pub fn unreachable(&self, source: io::Error) -> ClientError {
+        ClientError::Unreachable { path: self.socket.clone(), source }
+    }
+
     /// A client for the daemon that listens on `socket`; connects with each request.
     pub fn new(socket: &Path) -> Client {
         Client { socket: socket.to_owned() }
@@ -119,7 +124,7 @@ impl Client {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoDaemon,
             // It ended while we stood in line.
             io::ErrorKind::ConnectionReset => ClientError::Gone(source.to_string()),
-            _ => ClientError::Unreachable { path: self.socket.clone(), source },
+            _ => self.unreachable(source),
         })
     }
 

@@ -22,5 +22,6 @@ pub async fn open(client: &Client, worker: &str, task: Task) -> Result<Session, 
     // Before anybody is asked: it either fits or never will.
     let open = open_frame(task).map_err(OpenError::TooLarge)?;
     let upgraded = client.upgrade(&worker_path(worker, "session"), UPGRADE, &open).await?;
-    Ok(start(upgraded.stream, upgraded.received, upgraded.unsent))
+    start(upgraded.stream, upgraded.received, upgraded.unsent)
+        .map_err(|source| client.unreachable(source).into())
 }

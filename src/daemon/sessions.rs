@@ -18,7 +18,6 @@
 mod carry;
 mod idle;
 mod order;
-mod wire;
 
 use std::collections::HashMap;
 use std::io;
@@ -47,12 +46,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::reply::ApiError;
 use super::routes::Edge;
 use super::server::closed;
+use crate::session::wire::Wire;
 use crate::vm::SESSION_SOCKET;
 
 pub use carry::MAX_WAITING_BYTES;
 use carry::{Carried, carry};
 use idle::Idle;
-use wire::Wire;
 
 /// How many sessions all workers together may have at a time: four workers at the agent's own limit. Each holds two file
 /// descriptors, and one more for an end that has no room; [`super::MAX_OPEN_FILES`] is enough for all.

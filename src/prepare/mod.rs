@@ -204,5 +204,5 @@ fn progress(detail: impl Into<String>) {
 /// A session of the machine.
 async fn session(socket: &Path, task: Task) -> io::Result<Session> {
     let open = open_frame(task).map_err(io::Error::other)?;
-    Ok(start(UnixStream::connect(socket).await?, BytesMut::new(), open))
+    start(UnixStream::connect(socket).await?, BytesMut::new(), open)
 }

@@ -1,11 +1,11 @@
 //! Frames on their way out: what was put together here, and data that is sent from where it lies.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write as _};
+use std::os::unix::net::UnixStream;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use iii_protocol::frame::header;
-use tokio::net::UnixStream;
 
 /// Data shorter than this is put behind its header instead of being sent from where it lies.
 const COPIED_BYTES: usize = 4096;
@@ -33,10 +33,6 @@ impl Outgoing {
         self.bytes
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
     /// Puts a frame behind the others.
     pub(super) fn put(&mut self, kind: u8, payload: Bytes) {
         // Only OPEN could be too long, and that was looked at.
@@ -51,8 +47,8 @@ impl Outgoing {
         }
     }
 
-    /// Sends what the carrier takes now.
-    pub(super) fn write(&mut self, to: &UnixStream) -> io::Result<()> {
+    /// Sends all, or as much as the carrier takes now and then says `WouldBlock`.
+    pub(super) fn write(&mut self, mut to: &UnixStream) -> io::Result<()> {
         while self.bytes > 0 {
             if !self.open.is_empty() {
                 self.pieces.push_back(self.open.split().freeze());
@@ -60,11 +56,8 @@ impl Outgoing {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
             let count =
                 self.pieces.iter().zip(&mut slices).map(|(it, slice)| *slice = IoSlice::new(it)).count();
-            match to.try_write_vectored(&slices[..count]) {
-                Ok(written) => self.advance(written),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(e),
-            }
+            let written = to.write_vectored(&slices[..count])?;
+            self.advance(written);
         }
         Ok(())
     }
@@ -90,16 +83,15 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-    use std::os::unix::net::UnixStream as StdUnixStream;
-
     use super::*;
+    use crate::session::wire::Wire;
+    use std::io::Read as _;
 
     #[tokio::test]
     async fn frames_go_out_whole_and_in_order_whatever_is_taken_at_a_time() {
-        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let ours = UnixStream::from_std(ours).unwrap();
+        let ours = Wire::new(ours).unwrap();
         let mut outgoing = Outgoing::new(BytesMut::from(&b"before"[..]));
         let mut wanted = b"before".to_vec();
         for number in 0..200u8 {
@@ -114,10 +106,9 @@ mod tests {
             let mut got = Vec::new();
             theirs.read_to_end(&mut got).map(|_| got)
         });
-        while !outgoing.is_empty() {
-            ours.writable().await.unwrap();
-            outgoing.write(&ours).unwrap();
-        }
+        assert_eq!(outgoing.write(ours.socket()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        ours.room().unwrap().write_by(|socket| outgoing.write(socket)).await.unwrap();
+        assert_eq!(outgoing.len(), 0);
         drop(ours);
         assert!(reader.await.unwrap().unwrap() == wanted);
     }

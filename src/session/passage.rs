@@ -9,14 +9,15 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{Bytes, BytesMut};
 use iii_protocol::frame::{FrameError, HEADER_BYTES, parse_header};
 use iii_protocol::session::{KIND_STDOUT, MAX_DATA_BYTES};
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
-use tokio::net::UnixStream;
 
 use super::Lost;
+use super::wire::Wire;
 
 /// A frame of output as large as this tells that more of the kind come. For small ones, reading all there is takes
 /// fewer calls than looking at each header.
@@ -95,7 +96,7 @@ impl Passage {
     }
 
     /// Passes on what is there.
-    pub(super) fn pass(&mut self, from: &UnixStream) -> Passed {
+    pub(super) fn pass(&mut self, from: &Wire) -> Passed {
         let Some(pipe) = self.pipe() else { return Passed::Nothing };
         match splice(from, None, pipe, None, self.left, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
             Ok(0) => Passed::End,
@@ -121,11 +122,21 @@ impl Passage {
 }
 
 /// Reads what is there, at most so many bytes; nothing is no error.
-pub(super) fn read_some(from: &UnixStream, into: &mut BytesMut, most: usize) -> Result<(), Lost> {
-    match from.try_read_buf(&mut into.limit(most)) {
-        Ok(0) => Err(Lost::Disconnected),
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        Err(_) => Err(Lost::Disconnected),
+pub(super) fn read_some(from: &Wire, into: &mut BytesMut, most: usize) -> Result<(), Lost> {
+    let mut read = Vec::with_capacity(most);
+    match from.try_read(|socket| Ok(rustix::io::read(socket, spare_capacity(&mut read))?)) {
+        Ok(0) => return Err(Lost::Disconnected),
+        Ok(_) => {}
+        Err(e) if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&e.kind()) => {
+            return Ok(());
+        }
+        Err(_) => return Err(Lost::Disconnected),
     }
+    if into.is_empty() {
+        // Which copies nothing.
+        *into = Bytes::from(read).into();
+    } else {
+        into.extend_from_slice(&read);
+    }
+    Ok(())
 }

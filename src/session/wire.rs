@@ -22,24 +22,35 @@ fn register(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixSt
 
 /// A socket that does not block, registered for reading.
 #[derive(Debug)]
-pub(super) struct Wire(AsyncFd<UnixStream>);
+pub struct Wire(AsyncFd<UnixStream>);
 
 /// The same socket while its owner waits for room, by a descriptor of its own.
 #[derive(Debug)]
-pub(super) struct Room(AsyncFd<UnixStream>);
+pub struct Room(AsyncFd<UnixStream>);
 
 impl Wire {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Wire> {
+    /// Registers a socket that does not block, within a runtime.
+    pub fn new(stream: UnixStream) -> io::Result<Wire> {
         // So that a frame of data fits in, and whoever writes one is not woken for the rest. Less works as well.
         let _ = setsockopt(&stream, SndBuf, &MAX_DATA_BYTES);
         register(stream, Interest::READABLE).map(Wire)
     }
 
+    /// Waits until [`Wire::try_read`] is worth it.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(|mut ready| ready.retain_ready())
+    }
+
+    /// Does the given read, which says `WouldBlock` when there is nothing to read, and is then not done again before there is.
+    pub fn try_read<R>(&self, read: impl FnOnce(&UnixStream) -> io::Result<R>) -> io::Result<R> {
+        self.0.try_io(Interest::READABLE, read)
+    }
+
     /// Waits for bytes and takes those that are there and fit; 0 at the end. One that is cancelled has taken none.
-    pub(super) async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+    pub async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.0.readable().await?;
-            match self.0.get_ref().read(into) {
+            match self.socket().read(into) {
                 Ok(read) => {
                     // There were no more of them. If some have come since, the runtime has an event that is newer than
                     // what is cleared here.
@@ -56,16 +67,21 @@ impl Wire {
     }
 
     /// Writes what there is room for now: nothing is no error.
-    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self.0.get_ref().write(bytes) {
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.socket().write(bytes) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
             written => written,
         }
     }
 
-    /// For as long as there is something to write and no room.
-    pub(super) fn room(&self) -> io::Result<Room> {
-        register(self.0.get_ref().try_clone()?, Interest::WRITABLE).map(Room)
+    /// The socket itself, for what neither waits nor says `WouldBlock` of reading.
+    pub fn socket(&self) -> &UnixStream {
+        self.0.get_ref()
+    }
+
+    /// To be held for as long as there is something to write and no room.
+    pub fn room(&self) -> io::Result<Room> {
+        register(self.socket().try_clone()?, Interest::WRITABLE).map(Room)
     }
 }
 
@@ -77,7 +93,12 @@ impl AsFd for Wire {
 
 impl Room {
     /// Waits for room and writes what there is room for. One that is cancelled has written none.
-    pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.async_io(Interest::WRITABLE, |mut socket| socket.write(bytes)).await
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_by(|mut socket| socket.write(bytes)).await
+    }
+
+    /// Likewise by the given write, which says `WouldBlock` when there is no room, and is then tried again.
+    pub async fn write_by<R>(&self, write: impl FnMut(&UnixStream) -> io::Result<R>) -> io::Result<R> {
+        self.0.async_io(Interest::WRITABLE, write).await
     }
 }

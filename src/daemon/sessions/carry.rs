@@ -8,7 +8,7 @@ use iii_protocol::frame::{HEADER_BYTES, MAX_FRAME_BYTES};
 use iii_protocol::session::{END_LINGER_MS, MAX_DATA_BYTES, WINDOW_BYTES};
 
 use super::order::{Down, Place, Up};
-use super::wire::{Room, Wire};
+use crate::session::wire::{Room, Wire};
 
 /// What may wait in one direction for an end that does not read. An honest sender has at most the window on
 /// the way, even in frames of one byte, and besides that control frames, of which OPEN may be large.

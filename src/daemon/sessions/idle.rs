@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::wire::Wire;
+use crate::session::wire::Wire;
 
 /// How many connections to one machine are kept for later: enough for what asks for one command after the other.
 const MAX_IDLE: usize = 2;
