@@ -3,7 +3,7 @@
 //! libkrun runs one VM per process, `krun_start_enter` never returns from a running VM (the process ends
 //! with the guest), and errors collapse to `-EINVAL` with the reason on stderr, which the shim keeps.
 
-use std::ffi::{CString, NulError, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, NulError, c_char, c_int, c_void};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -122,6 +122,14 @@ pub(super) fn enter(config: &VmmConfig, network: RawFd) -> KrunError {
     }
 }
 
+/// What the guest's kernel is told besides libkrun's own words (kernel-parameters.txt): not to charge its own memory to groups
+/// of processes, which each page of a pipe and each new process paid for. No group here has a limit; the machine itself is
+/// the limit, and the groups are there to end and to count what is in them. A group that a workload makes for itself is
+/// limited in what its processes hold, without pipes and the like.
+const KERNEL_WORDS: [&CStr; 1] = [c"cgroup.memory=nokmem"];
+/// As many words as libkrun looks for in a list that does not end before.
+const KRUN_MAX_WORDS: usize = 4096;
+
 #[expect(unsafe_code, reason = "libkrun is a C interface")]
 fn try_enter(config: &VmmConfig, network: RawFd) -> Result<std::convert::Infallible, KrunError> {
     let root_disk = c_path(&config.root_disk)?;
@@ -143,6 +151,13 @@ fn try_enter(config: &VmmConfig, network: RawFd) -> Result<std::convert::Infalli
 
     let ctx = check("krun_create_ctx", krun::krun_create_ctx())?.unsigned_abs();
     check("krun_set_vm_config", krun::krun_set_vm_config(ctx, config.cpus, config.memory_mib))?;
+    let mut words = [std::ptr::null(); KRUN_MAX_WORDS];
+    for (place, word) in words.iter_mut().zip(KERNEL_WORDS) {
+        *place = word.as_ptr();
+    }
+    // SAFETY: as many pointers as libkrun looks at, each null or a NUL-terminated string that outlives the call, which
+    // copies them.
+    check("krun_set_env", unsafe { krun::krun_set_env(ctx, words.as_ptr()) })?;
 
     // The first root has no host folder behind it at all: a null path makes it virtual.
     // SAFETY: the tag is a NUL-terminated string that outlives the call, and the documented meaning of

@@ -35,6 +35,7 @@ fn the_guest_is_a_whole_and_separate_machine() {
         echo "cpus $(nproc)"
         free -m | grep Mem
         cat /proc/cmdline
+        grep '^kernel ' /sys/fs/cgroup/workload/memory.stat
         cat /sys/fs/cgroup/cgroup.controllers
         df -m / | tail -n 1
         echo looked
@@ -69,6 +70,7 @@ fn the_guest_is_a_whole_and_separate_machine() {
         "a node in /tmp opens nothing",
         "/dev/null works",
         "cpus 1",
+        "\nkernel 0\n",
         "\n1777\n",
     ] {
         assert!(log.contains(expected), "`{expected}` is missing in\n{log}");
