@@ -57,7 +57,7 @@ impl Mover {
                 return Ok(end);
             }
             self.put_pending();
-            self.write();
+            self.write()?;
             let room = self.outgoing.len() < MAX_OUTGOING_BYTES;
             let wants_input = room && self.pending.is_empty() && self.send_window.room() > 0;
             tokio::select! {
@@ -65,7 +65,7 @@ impl Mover {
                     ready.map_err(|_| Lost::Disconnected)?;
                     self.read()?;
                 }
-                written = write(&self.room, &mut self.outgoing) => self.wrote(written),
+                written = write(&self.room, &mut self.outgoing) => self.wrote(written)?,
                 frame = control.recv(), if room && has_control => match frame {
                     Some(frame) => self.outgoing.put(frame.kind, frame.payload.into()),
                     None => has_control = false,
@@ -111,25 +111,31 @@ impl Mover {
         self.outgoing.put(kind, Bytes::new());
     }
 
-    fn write(&mut self) {
-        if self.can_write && self.room.is_none() {
-            let written = self.outgoing.write(self.wire.socket());
-            self.wrote(written);
-        }
+    fn write(&mut self) -> Result<(), Lost> {
         if !self.can_write {
             self.outgoing.clear();
+        } else if self.room.is_none() {
+            let written = self.outgoing.write(self.wire.socket());
+            self.wrote(written)?;
         }
+        Ok(())
     }
 
-    fn wrote(&mut self, written: io::Result<()>) {
-        let room = match written {
-            Ok(()) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.wire.room().map(Some),
-            Err(e) => Err(e),
-        };
-        // The last words may be here all the same: reading tells.
-        self.can_write = room.is_ok();
-        self.room = room.unwrap_or_default();
+    fn wrote(&mut self, written: io::Result<()>) -> Result<(), Lost> {
+        if let Err(e) = written
+            && e.kind() != io::ErrorKind::WouldBlock
+        {
+            // The last words may be here all the same: reading tells.
+            self.can_write = false;
+            self.outgoing.clear();
+        }
+        if self.outgoing.len() == 0 {
+            self.room = None;
+        } else if self.room.is_none() {
+            // Without it, nobody would ever hear of the rest.
+            self.room = Some(self.wire.room().map_err(|_| Lost::Disconnected)?);
+        }
+        Ok(())
     }
 
     fn read(&mut self) -> Result<(), Lost> {
@@ -160,8 +166,8 @@ impl Mover {
         }
         read_some(&self.wire, &mut self.incoming, self.passage.left())?;
         if !self.incoming.is_empty() {
-            self.passage.read(self.incoming.len());
-            let payload = self.incoming.split().freeze();
+            let payload = self.incoming.split_to(self.incoming.len().min(self.passage.left())).freeze();
+            self.passage.read(payload.len());
             self.deliver(0, payload);
         }
         Ok(())

@@ -97,7 +97,7 @@ impl Room {
         self.write_by(|mut socket| socket.write(bytes)).await
     }
 
-    /// Likewise by the given write, which says `WouldBlock` when there is no room, and is then tried again.
+    /// Waits for room and does the given write. That says `WouldBlock` when there is none after all, and is tried again.
     pub async fn write_by<R>(&self, write: impl FnMut(&UnixStream) -> io::Result<R>) -> io::Result<R> {
         self.0.async_io(Interest::WRITABLE, write).await
     }

@@ -385,8 +385,9 @@ impl Default for ReceiveWindow {
 
 impl ReceiveWindow {
     /// Credit is told in portions of at least this many bytes, so that it costs little: with each, all stations between
-    /// the two ends are woken once, and the sender still has as much to go on with.
-    const PORTION: usize = WINDOW_BYTES / 2;
+    /// the two ends are woken once. Two frames of data make one, also where they are a page short of
+    /// [`MAX_DATA_BYTES`], and the sender has the other half of the window to go on with.
+    const PORTION: usize = WINDOW_BYTES / 8 * 3;
 
     /// `bytes` of data have arrived.
     pub fn received(&mut self, bytes: usize) -> Result<(), WindowExceeded> {

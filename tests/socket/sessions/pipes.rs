@@ -178,7 +178,7 @@ async fn a_slow_reader_closes_the_window_and_gets_every_byte() {
     while credited < WINDOW_BYTES / 2 {
         read += exec.read_stdout(10_000).len();
         // Only asks when there must be some.
-        while read >= credited + WINDOW_BYTES / 2 + 50_000 {
+        while read >= credited + WINDOW_BYTES / 8 * 3 + 50_000 {
             let bytes = parse_credit(&line.expect(KIND_CREDIT).payload).unwrap();
             window.credited(bytes).unwrap();
             credited += bytes as usize;
