@@ -75,14 +75,14 @@ impl From<ClientError> for Failure {
 }
 
 impl Client {
-    /// The socket cannot be used for this reason.
-    pub fn unreachable(&self, source: io::Error) -> ClientError {
-        ClientError::Unreachable { path: self.socket.clone(), source }
-    }
-
     /// A client for the daemon that listens on `socket`; connects with each request.
     pub fn new(socket: &Path) -> Client {
         Client { socket: socket.to_owned() }
+    }
+
+    /// The socket cannot be used for this reason.
+    pub fn unreachable(&self, source: io::Error) -> ClientError {
+        ClientError::Unreachable { path: self.socket.clone(), source }
     }
 
     /// Whether somebody listens.

@@ -88,9 +88,10 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
     use crate::session::wire::Wire;
-    use std::io::Read as _;
 
     #[tokio::test]
     async fn frames_go_out_whole_and_in_order_whatever_is_taken_at_a_time() {
