@@ -100,6 +100,14 @@ fn the_guest_is_a_whole_and_separate_machine() {
             assert!(!String::from_utf8_lossy(&bytes).contains("hunter2"), "pid {pid} shows the secret");
         }
     }
+    // None of the machine's threads interrupts another one by waking (the policy is the 41st field of proc(5), the 39th behind
+    // the name).
+    let vmm = bed.status("looker").unwrap().vmm_pid.unwrap();
+    for task in fs::read_dir(format!("/proc/{vmm}/task")).unwrap() {
+        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        let policy = stat.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap();
+        assert_eq!(policy.parse(), Ok(nix::libc::SCHED_BATCH), "{stat}");
+    }
     // The console is kept apart from the log.
     assert!(!log.contains("Linux version") && bed.home().join("logs/looker/console.log").exists());
 }
