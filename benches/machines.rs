@@ -116,15 +116,14 @@ fn main() {
     rows.push(mine.row("exec beside it"));
     rows.push(exec::bulk(&container, "crun exec, no machine"));
     rows.push(exec::bulk(&ours, "exec"));
-    let (mine, plain) = exec::beside_plain(&bed);
-    rows.push(plain.row("plain vsock"));
-    rows.push(mine.row("exec"));
-    let ratios = (mine.out / plain.out, mine.into / plain.into);
+    let beside = exec::beside_plain(&bed);
+    rows.push(beside.plain.row("plain vsock"));
+    rows.push(beside.ours.row("exec"));
     rows.push(row(
         "exec throughput",
-        format!("out {:.2}, in {:.2} x plain", ratios.0, ratios.1),
+        format!("out {:.2}, in {:.2} x plain", beside.ratio.out, beside.ratio.into),
         ">= 0.5 x",
-        ratios.0.min(ratios.1) >= 0.5,
+        beside.ratio.out.min(beside.ratio.into) >= 0.5,
     ));
     rows.extend(project::rows(&bed, &entries, &reference, script, start));
     print!("{}", rows.concat());

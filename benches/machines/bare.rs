@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{IoSlice, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::bed::Bed;
 use crate::{MEMORY_MIB, binary, environment};
+
+/// The disk of the bed's worker, in its home.
+const SCRATCH_DISK: &str = "managed/bench/scratch.ext4";
 
 /// A guest whose agent has said hello; killed when dropped.
 pub(crate) struct Bare {
@@ -32,6 +36,19 @@ impl Bare {
     /// the guest's network device, where a server of a stream of frames has the other end, and how the guest sets the
     /// device up.
     pub(crate) fn boot(bed: &Bed, network: Option<(UnixStream, GuestNetwork)>) -> Bare {
+        Bare::boot_on(bed, &bed.home().join(SCRATCH_DISK), network)
+    }
+
+    /// With the same agent and a disk like that of the bed's worker, which must be stopped now and may run beside it later.
+    pub(crate) fn boot_beside(bed: &Bed) -> Bare {
+        let copy = bed.home().join("floor-scratch.ext4");
+        let copied =
+            Command::new("cp").arg("--sparse=always").arg(bed.home().join(SCRATCH_DISK)).arg(&copy).status();
+        assert!(copied.expect("cp runs").success());
+        Bare::boot_on(bed, &copy, None)
+    }
+
+    fn boot_on(bed: &Bed, scratch_disk: &Path, network: Option<(UnixStream, GuestNetwork)>) -> Bare {
         let (guests_end, network) = network.unzip();
         let [socket, sessions, engine] =
             ["floor.sock", "floor-sessions.sock", "floor-engine.sock"].map(|name| bed.home().join(name));
@@ -53,7 +70,7 @@ impl Bare {
         // The order names whom the machine must not outlive.
         let config = serde_json::json!({ "shim_pid": std::process::id(), "kind": {
             "kind": "krun", "cpus": 1, "memory_mib": MEMORY_MIB, "root_disk": root_disk,
-            "scratch_disk": bed.home().join("managed/bench/scratch.ext4"),
+            "scratch_disk": scratch_disk,
             "sockets": { "control": socket, "sessions": sessions, "engine": engine },
             "libkrunfw": environment("III_LIBKRUNFW_PATH"), "network_link": link,
         } });

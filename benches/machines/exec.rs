@@ -1,7 +1,8 @@
 //! Commands beside the workload: how soon one is done, how many at a time, how fast bytes go.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,6 @@ use crate::crun::Crun;
 /// Bytes written or read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 const MEBIBYTE: usize = 1024 * 1024;
-/// Moved by the plain copy between the two ends.
-const PLAIN_MEBIBYTES: usize = 64;
 
 /// What runs commands somewhere.
 pub(crate) trait Runner {
@@ -89,8 +88,8 @@ impl Runner for Container {
 const ROUNDS_IN_A_ROW: usize = 40;
 /// Turns of each runner.
 const TURNS: usize = 5;
-/// Copies each way; the median counts.
-const COPIES: usize = 5;
+/// Copies each way beside a plain one; the median counts.
+const COPIES: usize = 9;
 
 /// Times of commands that do nothing, each from its start to its exit code.
 pub(crate) struct Latency {
@@ -173,78 +172,107 @@ impl Throughput {
     }
 }
 
-/// Of the bed's worker and, in turn with it, of a connection with nothing in between. The worker is stopped before and
-/// afterwards, for both are machines with the same disk.
-pub(crate) fn beside_plain(bed: &Bed) -> (Throughput, Throughput) {
-    let runner = Iii(bed);
-    let mut both = Vec::new();
-    for _ in 0..COPIES {
-        runner.start();
-        let ours = copy(&runner);
-        runner.stop();
-        both.push((ours, plain_vsock(bed)));
-    }
-    let (ours, plain): (Vec<_>, Vec<_>) = both.into_iter().unzip();
-    (Throughput::median(&ours), Throughput::median(&plain))
+/// Commands of the bed's worker beside a connection with nothing in between.
+pub(crate) struct Beside {
+    pub(crate) ours: Throughput,
+    pub(crate) plain: Throughput,
+    /// Ours by the plain one's.
+    pub(crate) ratio: Throughput,
 }
 
-/// The session included.
-fn copy(runner: &dyn Runner) -> Throughput {
-    let of = |argv: Vec<String>| runner.exec(&argv.iter().map(String::as_str).collect::<Vec<_>>());
-    let mebibytes = runner.mebibytes();
-    let bytes = mebibytes * MEBIBYTE;
-    let began = Instant::now();
-    let mut command = of(runner.source(bytes));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
-    assert_eq!(drain(&mut child.stdout.take().expect("piped")), bytes);
-    assert!(child.wait().expect("it ends").success());
-    let out = rate(mebibytes, began);
+/// Two machines that take turns copy by copy, for how fast the host is changes within seconds. The worker is stopped before
+/// and afterwards.
+pub(crate) fn beside_plain(bed: &Bed) -> Beside {
+    let runner = Iii(bed);
+    let mut machine = Bare::boot_beside(bed);
+    let bytes = runner.mebibytes() * MEBIBYTE;
+    let mut connection = machine.connection_of(&["/bin/flood", "serve", &bytes.to_string()]);
+    runner.start();
+    let (mut ours, mut plain, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..COPIES {
+        let of_one = [
+            copy_out(&runner),
+            plain_out(&mut connection, bytes),
+            copy_in(&runner),
+            plain_in(&mut connection, bytes),
+        ];
+        let [out, plain_out, into, plain_into] =
+            of_one.map(|took| runner.mebibytes() as f64 / took.as_secs_f64());
+        ours.push(Throughput { out, into });
+        plain.push(Throughput { out: plain_out, into: plain_into });
+        ratio.push(Throughput { out: out / plain_out, into: into / plain_into });
+    }
+    runner.stop();
+    Beside {
+        ours: Throughput::median(&ours),
+        plain: Throughput::median(&plain),
+        ratio: Throughput::median(&ratio),
+    }
+}
 
+/// Both ways, each with its session.
+fn copy(runner: &dyn Runner) -> Throughput {
+    let [out, into] =
+        [copy_out(runner), copy_in(runner)].map(|took| runner.mebibytes() as f64 / took.as_secs_f64());
+    Throughput { out, into }
+}
+
+fn copy_out(runner: &dyn Runner) -> Duration {
+    let bytes = runner.mebibytes() * MEBIBYTE;
     let began = Instant::now();
-    let mut command = of(runner.sink(bytes));
+    let mut command = of(runner, runner.source(bytes));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
+    assert_eq!(drain(&mut child.stdout.take().expect("piped"), bytes), bytes);
+    assert!(child.wait().expect("it ends").success());
+    began.elapsed()
+}
+
+fn copy_in(runner: &dyn Runner) -> Duration {
+    let bytes = runner.mebibytes() * MEBIBYTE;
+    let began = Instant::now();
+    let mut command = of(runner, runner.sink(bytes));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
     let mut stdin = child.stdin.take().expect("piped");
     fill(&mut stdin, bytes);
     drop(stdin);
     assert!(child.wait().expect("it ends").success());
-    Throughput { out, into: rate(mebibytes, began) }
+    began.elapsed()
 }
 
-/// Between a program in the guest and one here, over a vsock connection with nothing in between.
-fn plain_vsock(bed: &Bed) -> Throughput {
-    let bytes = PLAIN_MEBIBYTES * MEBIBYTE;
-    let mut machine = Bare::boot(bed, None);
-    let mut connection = machine.connection_of(&["/bin/flood", "send", &bytes.to_string()]);
-    let began = Instant::now();
-    assert_eq!(drain(&mut connection), bytes);
-    let out = rate(PLAIN_MEBIBYTES, began);
-    drop(machine);
+fn of(runner: &dyn Runner, argv: Vec<String>) -> Command {
+    runner.exec(&argv.iter().map(String::as_str).collect::<Vec<_>>())
+}
 
-    let mut machine = Bare::boot(bed, None);
-    let mut connection = machine.connection_of(&["/bin/flood", "take", &bytes.to_string()]);
+fn plain_out(connection: &mut UnixStream, bytes: usize) -> Duration {
     let began = Instant::now();
-    fill(&mut connection, bytes);
+    connection.write_all(b"s").expect("the guest's program is there");
+    assert_eq!(drain(connection, bytes), bytes);
+    began.elapsed()
+}
+
+fn plain_in(connection: &mut UnixStream, bytes: usize) -> Duration {
+    let began = Instant::now();
+    connection.write_all(b"t").expect("the guest's program is there");
+    fill(connection, bytes);
     // It answers with one byte when it has them all.
     connection.read_exact(&mut [0]).expect("the guest's answer");
-    Throughput { out, into: rate(PLAIN_MEBIBYTES, began) }
+    began.elapsed()
 }
 
-fn rate(mebibytes: usize, began: Instant) -> f64 {
-    mebibytes as f64 / began.elapsed().as_secs_f64()
-}
-
-fn drain(from: &mut impl Read) -> usize {
+/// Reads all that comes up to so many bytes. How many came.
+fn drain(from: &mut impl Read, bytes: usize) -> usize {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut total = 0;
-    loop {
+    while total < bytes {
         match from.read(&mut chunk).expect("readable") {
-            0 => return total,
+            0 => break,
             count => total += count,
         }
     }
+    total
 }
 
-fn fill(to: &mut impl std::io::Write, bytes: usize) {
+fn fill(to: &mut impl Write, bytes: usize) {
     let chunk = vec![0; CHUNK_BYTES];
     for _ in 0..bytes / CHUNK_BYTES {
         to.write_all(&chunk).expect("writable");

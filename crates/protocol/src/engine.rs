@@ -17,12 +17,15 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::session::{KIND_CREDIT, MAX_DATA_BYTES, ReceiveWindow, SendWindow};
+pub use crate::session::{KIND_CREDIT, ReceiveWindow, SendWindow};
 
 /// The vsock port of the host that leads to the engine.
 pub const ENGINE_PORT: u32 = 1026;
 /// Connections of one machine at a time. In the guest one more waits to be accepted; the shim closes it.
 pub const MAX_CONNECTIONS: usize = 128;
+
+/// The largest payload of one data frame, in bytes. Less than a session's: both sides have a buffer of it for each connection.
+pub const MAX_DATA_BYTES: usize = 256 * 1024;
 
 /// Both ways: bytes, raw, at most [`MAX_DATA_BYTES`].
 pub const KIND_DATA: u8 = 1;

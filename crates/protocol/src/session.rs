@@ -51,9 +51,9 @@ pub const UPGRADE: &str = "iii-session/1";
 pub const VERSION: u32 = 1;
 /// Credit that each direction starts with, in bytes of data payload.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
-/// The largest payload of one data frame, in bytes: the window is several of them, so that both ends work at
-/// the same time.
-pub const MAX_DATA_BYTES: usize = 256 * 1024;
+/// The largest payload of one data frame, in bytes: each wakes all stations on its way, and the window is two of them, so that
+/// both ends work at the same time.
+pub const MAX_DATA_BYTES: usize = 512 * 1024;
 /// The most sessions one worker has at a time; one more ends at once with [`EndCause::CouldNotStart`].
 pub const MAX_SESSIONS: usize = 256;
 /// The longest record in the list of [`Task::Update`], in bytes, its zero byte included.
@@ -385,8 +385,8 @@ impl Default for ReceiveWindow {
 
 impl ReceiveWindow {
     /// Credit is told in portions of at least this many bytes, so that it costs little: with each, all stations between
-    /// the two ends are woken once. Two frames of data make one, also where they are a page short of
-    /// [`MAX_DATA_BYTES`], and the sender has the other half of the window to go on with.
+    /// the two ends are woken once. A frame of data makes one, also where it is a page short of [`MAX_DATA_BYTES`], and the
+    /// sender has the other half of the window to go on with.
     const PORTION: usize = WINDOW_BYTES / 8 * 3;
 
     /// `bytes` of data have arrived.

@@ -137,7 +137,7 @@ async fn bytes_go_both_ways_as_they_are_and_the_last_ones_arrive() {
     assert_eq!(&heard, b"\0\xff no frame at all");
 
     // More than the sockets hold, then gone: all of it is still delivered, and then the end.
-    let words = vec![7; 1 << 20];
+    let words = vec![7; 4 << 20];
     guest.write_all(&words).unwrap();
     drop(guest);
     // The client's own words are no obstacle.

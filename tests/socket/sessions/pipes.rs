@@ -130,7 +130,8 @@ async fn input_is_not_read_for_a_command_that_does_not_start_nor_further_once_no
     line.exit(0);
     exec.left().is(0, "", "");
     let read = std::io::Seek::stream_position(&mut file).unwrap();
-    assert!(read <= 2 << 20, "{read} bytes were read for nobody");
+    // What may be on the way, and a few pieces behind it.
+    assert!(read <= (WINDOW_BYTES + 4 * MAX_DATA_BYTES) as u64, "{read} bytes were read for nobody");
     bench.daemon.end().await;
 }
 

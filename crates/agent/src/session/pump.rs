@@ -31,7 +31,7 @@ pub(super) struct Output {
     pub(super) piped: bool,
 }
 
-/// What goes into one frame of output. With its header it fills four packets of vsock and no fifth: one of those takes
+/// What goes into one frame of output. With its header it fills eight packets of vsock and no ninth: one of those takes
 /// 64 KiB, and, of bytes that are moved page by page, 16 pieces of memory.
 const FRAME_DATA_BYTES: usize = MAX_DATA_BYTES - 4096;
 /// What is worth moving page by page: for less, copying is cheaper.
