@@ -190,14 +190,8 @@ pub(crate) fn beside_plain(bed: &Bed) -> Beside {
     runner.start();
     let (mut ours, mut plain, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..COPIES {
-        let of_one = [
-            copy_out(&runner),
-            plain_out(&mut connection, bytes),
-            copy_in(&runner),
-            plain_in(&mut connection, bytes),
-        ];
-        let [out, plain_out, into, plain_into] =
-            of_one.map(|took| runner.mebibytes() as f64 / took.as_secs_f64());
+        let (out, plain_out) = (copy_out(&runner), plain_out(&mut connection, bytes));
+        let (into, plain_into) = (copy_in(&runner), plain_in(&mut connection, bytes));
         ours.push(Throughput { out, into });
         plain.push(Throughput { out: plain_out, into: plain_into });
         ratio.push(Throughput { out: out / plain_out, into: into / plain_into });
@@ -212,22 +206,20 @@ pub(crate) fn beside_plain(bed: &Bed) -> Beside {
 
 /// Both ways, each with its session.
 fn copy(runner: &dyn Runner) -> Throughput {
-    let [out, into] =
-        [copy_out(runner), copy_in(runner)].map(|took| runner.mebibytes() as f64 / took.as_secs_f64());
-    Throughput { out, into }
+    Throughput { out: copy_out(runner), into: copy_in(runner) }
 }
 
-fn copy_out(runner: &dyn Runner) -> Duration {
+fn copy_out(runner: &dyn Runner) -> f64 {
     let bytes = runner.mebibytes() * MEBIBYTE;
     let began = Instant::now();
     let mut command = of(runner, runner.source(bytes));
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it runs");
     assert_eq!(drain(&mut child.stdout.take().expect("piped"), bytes), bytes);
     assert!(child.wait().expect("it ends").success());
-    began.elapsed()
+    rate(bytes, began)
 }
 
-fn copy_in(runner: &dyn Runner) -> Duration {
+fn copy_in(runner: &dyn Runner) -> f64 {
     let bytes = runner.mebibytes() * MEBIBYTE;
     let began = Instant::now();
     let mut command = of(runner, runner.sink(bytes));
@@ -236,27 +228,32 @@ fn copy_in(runner: &dyn Runner) -> Duration {
     fill(&mut stdin, bytes);
     drop(stdin);
     assert!(child.wait().expect("it ends").success());
-    began.elapsed()
+    rate(bytes, began)
 }
 
 fn of(runner: &dyn Runner, argv: Vec<String>) -> Command {
     runner.exec(&argv.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn plain_out(connection: &mut UnixStream, bytes: usize) -> Duration {
+fn plain_out(connection: &mut UnixStream, bytes: usize) -> f64 {
     let began = Instant::now();
     connection.write_all(b"s").expect("the guest's program is there");
     assert_eq!(drain(connection, bytes), bytes);
-    began.elapsed()
+    rate(bytes, began)
 }
 
-fn plain_in(connection: &mut UnixStream, bytes: usize) -> Duration {
+fn plain_in(connection: &mut UnixStream, bytes: usize) -> f64 {
     let began = Instant::now();
     connection.write_all(b"t").expect("the guest's program is there");
     fill(connection, bytes);
     // It answers with one byte when it has them all.
     connection.read_exact(&mut [0]).expect("the guest's answer");
-    began.elapsed()
+    rate(bytes, began)
+}
+
+/// MiB/s since then.
+fn rate(bytes: usize, began: Instant) -> f64 {
+    bytes as f64 / MEBIBYTE as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Reads all that comes up to so many bytes. How many came.
